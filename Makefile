@@ -1,0 +1,51 @@
+# Every target makes what it needs, starting from a bare Python 3.11: `make demo` and `make test` are the whole set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_WORLD := $(VENV)/.installed-world
+
+.PHONY: demo test format-check lint types layers tests format world clean
+
+demo: $(INSTALLED)
+	$(BIN)/immunity demo
+
+test: format-check lint types layers tests
+
+format-check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+layers: $(INSTALLED)
+	$(BIN)/lint-imports --no-cache
+
+tests: $(INSTALLED)
+	$(BIN)/pytest
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Trains the embedded world from nothing (hours); each stage resumes from its last checkpoint.
+world: $(INSTALLED_WORLD)
+	$(BIN)/python -m studies.emoji_world
+
+# torch by exact version and on its own line: see CONTRIBUTING.md, "Two traps of the set-up".
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "immunity needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(INSTALLED_WORLD): $(INSTALLED)
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev,world]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
