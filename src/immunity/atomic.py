@@ -1,0 +1,66 @@
+"""Writing that never leaves half a result and never destroys a whole one."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from immunity.errors import ImmunityError
+
+
+def refuse_existing(path: str | Path, *, force: bool) -> None:
+    """Raises if `path` exists and may not be replaced. Call it before long work whose result goes to `path`."""
+    if Path(path).exists() and not force:
+        raise ImmunityError(
+            expected="a path that does not exist yet",
+            got=f"{path}",
+            remedy="another path, or force (--force) to replace it",
+        )
+
+
+@contextmanager
+def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, for a file or a folder, and renames it to `path` when the block succeeds.
+
+    The suffix is kept, as writers choose their format by it. If the block fails, whatever stood at `path` is untouched
+    and the temporary is removed. A full disk and a folder that may not be written become `ImmunityError`.
+    """
+    path = Path(path)
+    refuse_existing(path, force=force)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _rename(temporary, path)
+    except OSError as error:
+        raise ImmunityError(
+            expected=f"to be able to write {path}",
+            got=error.strerror or str(error),
+            remedy="a folder that can be written, on a disk with space left; nothing was changed",
+        ) from error
+    finally:
+        _remove(temporary)
+
+
+def _rename(source: Path, destination: Path) -> None:
+    if not destination.is_dir():
+        source.replace(destination)
+        return
+    # A folder cannot be renamed over one that has content: the old one steps aside first, and back if that fails.
+    aside = source.with_name(source.name + ".old")
+    destination.replace(aside)
+    try:
+        source.replace(destination)
+    except OSError:
+        aside.replace(destination)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # it may never have been made, nor its folder
+            path.unlink()
