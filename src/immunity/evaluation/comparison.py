@@ -1,0 +1,165 @@
+"""From records to pairs: one concept, one arm, set against the control, with all that bears on how far to trust it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from immunity.errors import ImmunityError
+from immunity.evaluation.records import Arm, Cell, CellKey, MetricSpec, Records
+from immunity.evaluation.statistics import Array, Paired, Summary, summarise
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison:
+    """The same attack on the control and on another arm, for the seeds that both have.
+
+    `control` and `defended` hold one cell a seed. `base` and `erased` do too, or nothing where a seed lacks one.
+    """
+
+    concept: str
+    subject: str
+    arm: Arm
+    metrics: tuple[MetricSpec, ...]
+    control: tuple[Cell, ...]
+    defended: tuple[Cell, ...]
+    base: tuple[Cell, ...] = ()
+    erased: tuple[Cell, ...] = ()
+    benign: "tuple[Comparison, ...]" = ()
+    """The same two arms attacked with unrelated subjects."""
+    baselines: "tuple[Comparison, ...]" = ()
+    """Arms that are not expected to help, against the same control; for a defended arm only."""
+    planned_seeds: int = 1
+    draws: int = 2000
+    random_seed: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        for one, other in zip(self.control, self.defended, strict=True):
+            _check_paired(one, other)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(cell.seed for cell in self.control)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return self.control[0].steps
+
+    @cached_property
+    def summaries(self) -> Mapping[str, Summary]:
+        """For each metric that shows the concept, what its scores amount to."""
+        found = {}
+        for metric in self.metrics:
+            if metric.shows_concept:
+                # The same generator for every metric and arm: the same pictures are drawn for all.
+                generator = np.random.default_rng(self.random_seed)
+                found[metric.name] = summarise(self.paired(metric.name), draws=self.draws, generator=generator)
+        return found
+
+    def paired(self, metric: str) -> Paired:
+        return Paired(
+            steps=np.array(self.steps, dtype=np.float64),
+            control=_scores(self.control, metric),
+            defended=_scores(self.defended, metric),
+            base=_scores(self.base, metric)[:, 0] if self.base else None,
+        )
+
+
+def compare(
+    records: Records, concept: str, arm: str, *, subject: str | None = None, draws: int = 2000, random_seed: int = 0
+) -> Comparison | None:
+    """`arm` against the control, with its benign twins and the baselines; None while no seed has both.
+
+    Raises `ImmunityError` where cells that should be paired used other prompts, seeds or steps.
+    """
+    plan, subject = records.plan, subject or concept
+    controls = plan.with_role("control")
+    if not controls:
+        raise ImmunityError(
+            expected="a study with a control arm",
+            got=", ".join(each.name for each in plan.arms),
+            remedy="adding the attack on the undefended model: no figure of a defence means anything without it",
+        )
+    mine = _by_seed(records, concept, arm, subject)
+    theirs = _by_seed(records, concept, controls[0].name, subject)
+    seeds = [seed for seed in plan.seeds if seed in mine and seed in theirs]
+    if not seeds:
+        return None
+    control = tuple(theirs[seed] for seed in seeds)
+    is_target, is_defended = subject == concept, plan.arm(arm).role == "defended"
+    benign = (
+        compare(records, concept, arm, subject=other, draws=draws, random_seed=random_seed)
+        for other in plan.benign
+        if is_target and other != concept
+    )
+    baselines = (
+        compare(records, concept, other.name, draws=draws, random_seed=random_seed)
+        for other in plan.with_role("baseline")
+        if is_target and is_defended
+    )
+    return Comparison(
+        concept=concept,
+        subject=subject,
+        arm=plan.arm(arm),
+        metrics=plan.metrics,
+        control=control,
+        defended=tuple(mine[seed] for seed in seeds),
+        base=_for_all(records, concept, "base", subject, seeds),
+        erased=_for_all(records, concept, "erased", subject, seeds),
+        benign=tuple(each for each in benign if each),
+        baselines=tuple(each for each in baselines if each),
+        planned_seeds=len(plan.seeds),
+        draws=draws,
+        random_seed=random_seed,
+    )
+
+
+def other_concepts(cells: Sequence[Cell], *, step: int = 0) -> dict[str, float]:
+    """The accuracy on each other concept at one step, mean over seeds and pictures."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        for point in cell.points:
+            if point.step == step:
+                for name, values in point.others.items():
+                    found.setdefault(name, []).extend(values)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def mean_score(cells: Sequence[Cell], metric: str, *, point: int = 0) -> float:
+    """The mean score over seeds and pictures at one of the measured points; NaN without cells."""
+    return float(_scores(cells, metric)[:, point].mean()) if cells else float("nan")
+
+
+def _scores(cells: Sequence[Cell], metric: str) -> Array:
+    """[seeds, points, pictures]"""
+    return np.array([[point.scores[metric] for point in cell.points] for cell in cells], dtype=np.float64)
+
+
+def _by_seed(records: Records, concept: str, arm: str, subject: str) -> dict[int, Cell]:
+    keys = (CellKey(concept, seed, arm, subject) for seed in records.plan.seeds)
+    return {key.seed: records.cells[key] for key in keys if key in records.cells}
+
+
+def _for_all(records: Records, concept: str, role: str, subject: str, seeds: Sequence[int]) -> tuple[Cell, ...]:
+    """The cells of the arm with that role; empty unless every one of the seeds has its own."""
+    for arm in records.plan.arms:
+        if arm.role == role:
+            cells = _by_seed(records, concept, arm.name, subject)
+            return tuple(cells[seed] for seed in seeds) if all(seed in cells for seed in seeds) else ()
+    return ()
+
+
+def _check_paired(one: Cell, other: Cell) -> None:
+    for what, left, right in (
+        ("seed", one.seed, other.seed),
+        ("steps", one.steps, other.steps),
+        ("prompts", one.prompts, other.prompts),
+        ("picture seeds", one.picture_seeds, other.picture_seeds),
+    ):
+        if left != right:
+            raise ImmunityError(
+                expected=f"the same {what} in {one.arm} and {other.arm} of {one.concept}, seed {one.seed}",
+                got=f"{left} and {right}",
+                remedy="deleting one of the two cells and running the study again",
+            )

@@ -1,0 +1,379 @@
+"""What a study writes down: one file for each finished cell, from which every number and page is made later.
+
+A study's folder:
+
+    study.json                                what is to be measured (`Plan`)
+    cells/<concept>/<seed>/<arm>.json         what was measured (`Cell`); its existence means that the cell is finished
+    cells/<concept>/<seed>/<arm>/*.png        its pictures
+    cells/<concept>/<seed>/<arm>~<subject>.…  the same for an attack that teaches another, benign subject
+
+Records hold scores per picture and no aggregate, so a new statistic never needs the models again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from immunity.atomic import replacing
+from immunity.errors import ImmunityError
+from immunity.evaluation import typed_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1  # of both files; raised when an older reader would misread a newer file
+
+Role = Literal["base", "erased", "control", "defended", "baseline"]
+MetricKind = Literal["similarity", "accuracy", "detection", "quality"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricSpec:
+    """How to read one column of scores."""
+
+    name: str
+    kind: MetricKind = "similarity"
+    """similarity to references of the concept; accuracy (1 where a classifier sees the concept, or its probability);
+    detection (of unsafe content); quality (of the picture, whatever it shows)."""
+    higher_is_better: bool = True
+    label: str = ""
+    """For people, e.g. 'CLIP similarity'; the name if empty."""
+
+    @property
+    def shows_concept(self) -> bool:
+        """Whether more means more of the concept. Only such scores have a similarity gap ratio: record a distance d
+        as 1 − d, as the paper does with LPIPS."""
+        return self.kind != "quality" and self.higher_is_better
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the things compared: a model, and for all but the first two roles the attack on it."""
+
+    name: str
+    role: Role
+    """base: before anything; erased: the concept removed; control: the attack on the erased model; defended: the same
+    attack on the immunized model; baseline: the same attack on a model changed in a way not expected to help."""
+    label: str = ""
+    config: Mapping[str, object] = field(default_factory=dict)
+    """The method that made it and every one of its fields."""
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+
+class CellKey(NamedTuple):
+    concept: str
+    seed: int
+    arm: str
+    subject: str
+    """What the attack teaches and the scores look for: the concept, or in a benign cell something unrelated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study means to measure. Cells are refused that do not belong to it."""
+
+    title: str
+    concepts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    metrics: tuple[MetricSpec, ...]
+    """The first is the one that pictures are captioned with."""
+    benign: tuple[str, ...] = ()
+    """Unrelated subjects that the same attack is to teach, before and after the defence."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Everything else that was chosen: the attack's configuration, sampling, numbers of pictures."""
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("concepts", self.concepts),
+            ("seeds", self.seeds),
+            ("arms", [arm.name for arm in self.arms]),
+            ("metrics", [metric.name for metric in self.metrics]),
+        ):
+            if not names or len(set(names)) < len(names):
+                raise ImmunityError(
+                    expected=f"at least one of {what}, each once", got=str(list(names)), remedy="mending the study"
+                )
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def with_role(self, *roles: Role) -> tuple[Arm, ...]:
+        return tuple(arm for arm in self.arms if arm.role in roles)
+
+    def cells(self) -> Iterator[CellKey]:
+        """Every cell that a complete study has: baselines need no benign cells, though they may have them."""
+        for concept in self.concepts:
+            for seed in self.seeds:
+                yield from (CellKey(concept, seed, arm.name, concept) for arm in self.arms)
+                for subject in self.benign:
+                    if subject != concept:
+                        for arm in self.with_role("control", "defended"):
+                            yield CellKey(concept, seed, arm.name, subject)
+
+    def extends(self, older: "Plan") -> bool:
+        """Whether every cell measured for `older` is one of this plan's, measured in the same way."""
+        widened = dataclasses.replace(
+            older, title=self.title, concepts=self.concepts, seeds=self.seeds, arms=self.arms, benign=self.benign
+        )
+        return widened == self and all(
+            set(old) <= set(new)
+            for old, new in ((older.concepts, self.concepts), (older.seeds, self.seeds), (older.benign, self.benign))
+        ) and all(arm in self.arms for arm in older.arms)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What was sampled and scored after some steps of the attack."""
+
+    step: int
+    scores: Mapping[str, tuple[float, ...]]
+    """For each metric, one score a picture, in the order of the cell's prompts."""
+    others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """For each other concept asked for, one accuracy a picture: 1 where the classifier sees what was asked for."""
+    pictures: tuple[str, ...] = ()
+    """The first few pictures, as paths relative to the cell's file. `RecordFolder.write` fills them in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a cell comes from: enough to make it again, and to see what it cost."""
+
+    base: str
+    base_hash: str
+    method: str
+    """Name of the class that made this arm's model; empty for the base model."""
+    config: Mapping[str, object] = field(default_factory=dict)
+    attack: Mapping[str, object] = field(default_factory=dict)
+    """Every field of the attack; empty where there is none."""
+    deltas: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each delta on the model, in the order of application, by what it does: erase, immunize, attack."""
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Digests of the pictures used, by purpose: 'attack', 'defence', 'reference'."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: str = ""
+    wall_seconds: float = 0.0
+    peak_bytes: int = 0
+    created: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One arm for one concept and one seed."""
+
+    concept: str
+    seed: int
+    arm: str
+    subject: str
+    prompts: tuple[str, ...]
+    picture_seeds: tuple[int, ...]
+    """Picture i of every point is made from prompts[i] and picture_seeds[i]: so arms are paired picture by picture."""
+    points: tuple[Point, ...]
+    run: Run
+    losses: tuple[float, ...] = ()
+    """The attack's training loss at every step; NaN where it was not finite."""
+
+    def __post_init__(self) -> None:
+        def refuse(expected: str, got: str) -> ImmunityError:
+            return ImmunityError(
+                expected=expected,
+                got=f"{got} (cell {self.concept}, seed {self.seed}, {self.arm})",
+                remedy="running the cell again",
+            )
+
+        if not self.prompts or len(self.prompts) != len(self.picture_seeds):
+            raise refuse("one seed for each prompt", f"{len(self.prompts)} prompts, {len(self.picture_seeds)} seeds")
+        steps = [point.step for point in self.points]
+        if not steps or steps[0] < 0 or steps != sorted(set(steps)):
+            raise refuse("points at rising steps from 0 or later", f"steps {steps}")
+        for point in self.points:
+            if point.scores.keys() != self.points[0].scores.keys():
+                raise refuse("the same metrics at every step", f"{sorted(point.scores)} at step {point.step}")
+            for name, scores in point.scores.items():
+                if len(scores) != len(self.prompts):
+                    raise refuse(f"{len(self.prompts)} scores", f"{len(scores)} of {name} at step {point.step}")
+            for name, values in (*point.scores.items(), *point.others.items()):
+                if not values or not all(map(math.isfinite, values)):
+                    raise refuse("finite scores", f"{values[:4]} of {name} at step {point.step}")
+            for picture in point.pictures:
+                # A record may come from a stranger, and the report embeds what these paths point at.
+                path = PurePosixPath(picture)
+                if path.is_absolute() or ".." in path.parts or path.suffix != ".png":
+                    raise refuse("pictures as relative paths to .png files", repr(picture))
+
+    @property
+    def key(self) -> CellKey:
+        return CellKey(self.concept, self.seed, self.arm, self.subject)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(point.step for point in self.points)
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """A study as far as it has got."""
+
+    folder: Path
+    plan: Plan
+    finished: tuple[Cell, ...]
+
+    @cached_property
+    def cells(self) -> Mapping[CellKey, Cell]:
+        return {cell.key: cell for cell in self.finished}
+
+    def missing(self) -> tuple[CellKey, ...]:
+        return tuple(key for key in self.plan.cells() if key not in self.cells)
+
+    def picture(self, cell: Cell, name: str) -> Path:
+        """Where one of the cell's pictures is. It may have been deleted since."""
+        return (self.folder / _cell_path(cell.key)).parent / name
+
+
+@dataclass(frozen=True)
+class RecordFolder:
+    """A study's folder on disk, to write to and to read from."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, plan: Plan) -> "RecordFolder":
+        """A folder for `plan`: a new one, or the one where the same study was interrupted.
+
+        A plan that only adds concepts, seeds, arms or benign subjects replaces the old one; any other difference
+        raises, because finished cells would then have been measured in another way than the ones to come.
+        """
+        folder, file = cls(Path(path)), Path(path) / "study.json"
+        plan = _as_stored(plan)
+        if file.exists():
+            older = folder.plan()
+            if older == plan:
+                return folder
+            if not plan.extends(older):
+                changed = [f.name for f in dataclasses.fields(Plan) if getattr(plan, f.name) != getattr(older, f.name)]
+                raise ImmunityError(
+                    expected=f"the plan with which {path} was begun, or one that only adds to it",
+                    got=f"a plan that differs in {', '.join(changed)}",
+                    remedy="another folder",
+                )
+        with replacing(file, force=True) as temporary:
+            temporary.write_text(typed_json.dumps(plan, format="immunity.study", version=VERSION), encoding="utf-8")
+        return folder
+
+    def plan(self) -> Plan:
+        file = self.path / "study.json"
+        if not file.is_file():
+            raise ImmunityError(
+                expected="a folder of records, with a study.json",
+                got=f"{self.path}",
+                remedy="the folder of `immunity run`",
+            )
+        return typed_json.read(Plan, file, format="immunity.study", version=VERSION)
+
+    def has(self, key: CellKey) -> bool:
+        return (self.path / _cell_path(key)).is_file()
+
+    def write(
+        self,
+        cell: Cell,
+        pictures: "Mapping[int, Tensor] | None" = None,
+        *,
+        kept: int = 4,
+        size: int = 192,
+        force: bool = False,
+    ) -> Cell:
+        """Writes a finished cell and the first `kept` pictures of each step, and returns the cell with their paths.
+
+        `pictures`: for each step, images [n, 3, h, w] in [0, 1] in the order of the cell's prompts; those larger than
+        `size` pixels are made smaller. The JSON comes last, so a kill leaves the cell whole or absent.
+        """
+        from PIL import Image
+
+        _check_belongs(cell, self.plan())
+        file = self.path / _cell_path(cell.key)
+        names: dict[int, tuple[str, ...]] = {}
+        if pictures:
+            with replacing(file.with_suffix(""), force=True) as temporary:
+                temporary.mkdir(parents=True)
+                for step, images in pictures.items():
+                    pixels = (images[:kept].detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+                    stems = [f"step-{step:06d}-{i}.png" for i in range(len(pixels))]
+                    for stem, array in zip(stems, pixels, strict=True):
+                        image = Image.fromarray(array)
+                        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+                        image.save(temporary / stem, optimize=True)
+                    names[step] = tuple(f"{file.stem}/{stem}" for stem in stems)
+        points = tuple(dataclasses.replace(point, pictures=names.get(point.step, ())) for point in cell.points)
+        cell = dataclasses.replace(cell, points=points)
+        with replacing(file, force=force) as temporary:
+            temporary.write_text(typed_json.dumps(cell, format="immunity.cell", version=VERSION), encoding="utf-8")
+        return cell
+
+    def read(self) -> Records:
+        """All finished cells. Raises `ImmunityError`, with the file's name, for a broken or foreign file."""
+        plan, cells = self.plan(), []
+        for file in sorted((self.path / "cells").glob("*/*/[!.]*.json")):
+            cell = typed_json.read(Cell, file, format="immunity.cell", version=VERSION)
+            _check_belongs(cell, plan, file)
+            if file != self.path / _cell_path(cell.key):
+                raise ImmunityError(
+                    expected=f"the cell {tuple(cell.key)} in {_cell_path(cell.key)}",
+                    got=f"{file}",
+                    remedy="moving it there",
+                )
+            cells.append(cell)
+        return Records(self.path, plan, tuple(cells))
+
+
+def _as_stored(plan: Plan) -> Plan:
+    """The plan as it will be read back: JSON turns tuples inside configurations into lists."""
+    content = json.loads(typed_json.dumps(plan, format="", version=VERSION))["content"]
+    return typed_json.parse(Plan, content)
+
+
+def _check_belongs(cell: Cell, plan: Plan, file: Path | None = None) -> None:
+    names = {metric.name for metric in plan.metrics}
+    at = f" in {file}" if file else ""
+    for what, found, known in (
+        ("concept", cell.concept, plan.concepts),
+        ("seed", cell.seed, plan.seeds),
+        ("arm", cell.arm, tuple(arm.name for arm in plan.arms)),
+        ("subject", cell.subject, (cell.concept, *plan.benign)),
+    ):
+        if found not in known:
+            raise ImmunityError(
+                expected=f"a cell of the study: a {what} among {list(known)}",
+                got=f"{found!r}{at}",
+                remedy="a plan that names it, or another folder",
+            )
+    if cell.points[0].scores.keys() != names:
+        raise ImmunityError(
+            expected=f"scores of {sorted(names)}",
+            got=f"{sorted(cell.points[0].scores)}{at}",
+            remedy="scoring with all metrics",
+        )
+
+
+def _cell_path(key: CellKey) -> Path:
+    stem = _file_name(key.arm) + ("" if key.subject == key.concept else f"~{_file_name(key.subject)}")
+    return Path("cells", _file_name(key.concept), str(key.seed), f"{stem}.json")
+
+
+def _file_name(name: str) -> str:
+    """The name itself if every file system takes it; otherwise what can be kept of it and a few digits of its hash."""
+    kept = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    return kept if kept == name else f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")
