@@ -1,0 +1,98 @@
+"""From a name to a model."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from immunity.deltas import Delta
+from immunity.errors import ImmunityError
+from immunity.models.base import DiffusionModel
+from immunity.models.unet import UNetModel
+from immunity.worlds import WORLDS, World
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+# Safetensors only: a pickle is never even downloaded.
+_HUB_FILES = [
+    "model_index.json",
+    "scheduler/*.json",
+    "tokenizer/*",
+    *(f"{part}/*.{suffix}" for part in ("unet", "vae", "text_encoder") for suffix in ("json", "safetensors")),
+]
+
+
+def load(
+    source: str | Path,
+    *,
+    deltas: Sequence[Delta | str | Path] = (),
+    device: str = "cpu",
+    dtype: str = "float32",
+    vae_dtype: str = "float32",
+) -> DiffusionModel:
+    """The model of a diffusers folder, of a world by its name ("emoji") or of a hub id, with `deltas` applied in order.
+
+    `dtype` is that of the denoiser and the text encoder. The autoencoder has its own, as half precision makes it
+    overflow. An existing folder wins over a world or hub id of the same name.
+    """
+    where = _device(device)
+    loaded = [delta if isinstance(delta, Delta) else Delta.load(delta) for delta in deltas]
+    model = UNetModel.from_folder(
+        _folder(source), name=_name(source), device=where, dtype=_dtype(dtype), vae_dtype=_dtype(vae_dtype)
+    )
+    for delta in loaded:
+        delta.apply(model)
+    return model
+
+
+def _name(source: str | Path) -> str:
+    # The name goes into provenance: of a path only its last part, which says nothing about the machine.
+    return Path(source).resolve().name if Path(source).exists() else str(source)
+
+
+def _folder(source: str | Path) -> Path:
+    path = Path(source)
+    if path.exists() or isinstance(source, Path):
+        return path
+    if source in WORLDS:
+        return World.open(source).generator
+    if _HUB_ID.fullmatch(source):
+        return _from_hub(source)
+    raise ImmunityError(
+        expected="a diffusers folder, a world, or a hub id",
+        got=f"{source!r}, which is none of them",
+        remedy=f"a path that exists, one of {', '.join(WORLDS)}, or owner/name",
+    )
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise ImmunityError(
+            expected="a folder that exists here, or a model that the hub has",
+            got=f"{name!r} ({type(error).__name__}: no such folder, and not to be had from the hub)",
+            remedy=f"checking the spelling and the connection, or a world: {', '.join(WORLDS)}",
+        ) from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ImmunityError(expected=f"a dtype: {', '.join(DTYPES)}", got=repr(name), remedy="float32")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch reports a build without CUDA as an AssertionError
+        raise ImmunityError(
+            expected="a device that this PyTorch can use", got=f"{name!r} ({str(error).splitlines()[0]})", remedy="cpu"
+        ) from error
+    return device

@@ -1,0 +1,188 @@
+"""The interface that every method is written on: what a text-to-image diffusion model can be asked."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from immunity.deltas import hash_tensors
+from immunity.errors import ImmunityError
+
+Progress = Callable[[int, int], None]
+"""Called with the denoising steps done and the denoising steps in all, over all batches."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What the text encoder says to the denoiser, one row a prompt."""
+
+    embeddings: Tensor
+    """[n, tokens, width]"""
+    pooled: Tensor | None = None
+    """[n, width], for families whose denoiser takes it."""
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "Conditioning":
+        """The chosen rows; one row stays a batch of one."""
+        if isinstance(index, int):
+            index = [index]
+        return self._map(lambda tensor: tensor[index])
+
+    @classmethod
+    def cat(cls, parts: "Sequence[Conditioning]") -> "Conditioning":
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return cls(torch.cat([part.embeddings for part in parts]), torch.cat(pooled) if pooled else None)
+
+    def repeat(self, times: int) -> "Conditioning":
+        """All rows, `times` times over: `encode_prompts([""]).repeat(n)` is a batch of the unconditional prompt."""
+        return self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
+        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+
+    def detach(self) -> "Conditioning":
+        return self._map(Tensor.detach)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Conditioning":
+        return Conditioning(function(self.embeddings), None if self.pooled is None else function(self.pooled))
+
+
+class PartialSample(NamedTuple):
+    """A picture that the model is in the middle of making."""
+
+    latents: Tensor
+    """x_t [n, c, h, w], scaled as `predict` takes it."""
+    times: Tensor
+    """t [n], int64."""
+
+
+class DiffusionModel(ABC):
+    """A text-to-image diffusion model; callers never ask which family or parametrization.
+
+    θ, the weights that methods may change, is fixed when the model is made: `parameters` never includes what an adapter
+    adds later. θ is frozen (requires no gradient) until a method thaws the part that it trains. Latents are scaled as
+    the denoiser takes them. Shapes: images [n, 3, h, w] in [0, 1], latents [n, c, h, w], times [n] int64.
+    """
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    """Of the denoiser and the text encoder."""
+    components: dict[str, nn.Module]
+    base_hash: str
+    """SHA-256 of all weights as they were loaded, in float32: the same for every device and dtype."""
+    parents: tuple[str, ...]
+    """Hashes of the deltas applied so far, in order."""
+    resolution: int
+    """Height and width of the pictures, in pixels."""
+    latent_shape: tuple[int, int, int]
+    """(c, h, w)"""
+
+    def __init__(
+        self, *, name: str, components: Mapping[str, nn.Module], trained: Sequence[str], groups: Mapping[str, "Group"]
+    ) -> None:
+        """`trained` names the components that make up θ; `groups` the parts of θ that `parameters` can be asked for."""
+        self.name = name
+        self.components = dict(components)
+        self.parents = ()
+        self._groups = dict(groups)
+        for module in self.components.values():
+            module.requires_grad_(False).eval()
+        everything = {
+            f"{part}.{parameter}": value
+            for part, module in self.components.items()
+            for parameter, value in module.named_parameters()
+        }
+        self._theta = {key: value for key, value in everything.items() if key.split(".", 1)[0] in trained}
+        self.base_hash = hash_tensors({key: value.float() for key, value in everything.items()})
+
+    def parameters(self, group: str) -> dict[str, nn.Parameter]:
+        """θ, or a part of it, by names such as "unet.mid_block.….weight", in the order of the modules."""
+        if group not in self._groups:
+            raise ImmunityError(
+                expected=f"a group of parameters that {type(self).__name__} has: {', '.join(sorted(self._groups))}",
+                got=repr(group),
+                remedy="one of these",
+            )
+        return {name: value for name, value in self._theta.items() if self._groups[group](name)}
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Differentiable with respect to the text encoder where that has been thawed.
+
+        A prompt longer than the tokenizer's limit is cut, with a warning.
+        """
+
+    @abstractmethod
+    def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents of the images: the mean of their distribution, or a sample of it where a generator is given."""
+
+    @abstractmethod
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images in [0, 1], float32."""
+
+    @abstractmethod
+    def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
+        """Times drawn as in the model's own training."""
+
+    @abstractmethod
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """x_t from x_0 and standard Gaussian noise."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's raw output, in the dtype of `noisy`."""
+
+    @abstractmethod
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What `predict` should equal."""
+
+    @abstractmethod
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int = 25,
+        guidance: float = 7.5,
+        negative: str = "",
+        batch: int = 8,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """One image a prompt, on the CPU, by the model's own sampler.
+
+        Image i depends on (weights, prompts[i], seeds[i], steps, guidance, negative) only. That holds to the bit for
+        the same `batch`, and to rounding for another, as matrix products of another size round differently.
+        """
+
+    @abstractmethod
+    def sample_partial(
+        self,
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+        *,
+        latents: Tensor,
+        steps: int,
+        stop_at: int,
+        guidance: float,
+        generator: torch.Generator | None = None,
+    ) -> PartialSample:
+        """Runs the first `stop_at` of `steps` steps of the model's own sampler.
+
+        `latents` is standard Gaussian noise, `unconditional` as long as `conditioning` (used where `guidance` > 1).
+        `generator` matters only for a sampler that adds noise; without it such a sampler draws from seed 0.
+        """
+
+    @abstractmethod
+    def export(self, folder: str | Path, *, force: bool = False) -> None:
+        """Writes a complete folder that the family's own library loads without this package."""
+
+
+Group = Callable[[str], bool]
+"""Whether a parameter of θ, by its name, is in the group."""

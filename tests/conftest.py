@@ -1,0 +1,34 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+# A test that reached for the hub would pass or fail by the weather.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory) -> dict[str, Path]:
+    """A diffusers folder for each tiny family. Read only."""
+    root = tmp_path_factory.mktemp("tiny")
+    return {family: tiny.build(root / family, family, seed=i) for i, family in enumerate(tiny.FAMILIES)}
+
+
+@pytest.fixture(params=tiny.FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(tiny_folders, family) -> Path:
+    return tiny_folders[family]
+
+
+@pytest.fixture
+def model(folder):
+    """A fresh model of each tiny family in turn."""
+    from immunity import load
+
+    return load(folder)

@@ -1,0 +1,283 @@
+"""What every family of models promises."""
+
+import warnings
+
+import pytest
+import torch
+
+from immunity import Conditioning, Delta, ImmunityError, Provenance, load
+from immunity.deltas import hash_tensors
+
+from tests import tiny
+
+PROMPTS = ["image of a church", "a castle", ""]
+
+
+def noise(model, n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(folder):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def generators(seeds) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_shapes_and_ranges(model):
+    images = torch.rand(2, 3, model.resolution, model.resolution)
+    latents = model.encode_images(images)
+    assert latents.shape == (2, *model.latent_shape)
+    decoded = model.decode_latents(latents)
+    assert decoded.shape == images.shape
+    assert 0 <= decoded.min() <= decoded.max() <= 1
+    times = model.sample_times(2, torch.Generator().manual_seed(0))
+    assert times.dtype == torch.int64
+    output = model.predict(model.add_noise(latents, noise(model, 2), times), times, model.encode_prompts(PROMPTS[:2]))
+    assert output.shape == latents.shape
+    assert output.isfinite().all()
+
+
+def test_encoding_is_the_mean_or_a_seeded_sample(model):
+    images = torch.rand(2, 3, model.resolution, model.resolution)
+    mean = model.encode_images(images)
+    assert torch.equal(mean, model.encode_images(images))
+    drawn = [model.encode_images(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], mean)
+
+
+def test_images_that_do_not_fit_are_refused(model):
+    for shape in ((3, 16, 16), (1, 1, 16, 16), (1, 3, 17, 16)):
+        with pytest.raises(ImmunityError, match="multiples of 2"):
+            model.encode_images(torch.zeros(shape))
+
+
+def test_prompts_as_the_plain_pipeline_encodes_them(model, folder):
+    ours = model.encode_prompts(PROMPTS).embeddings
+    theirs, unconditional = plain(folder).encode_prompt(PROMPTS, "cpu", 1, True)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours[2], unconditional[0], rtol=0, atol=1e-6)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(model):
+    with pytest.warns(UserWarning, match=f"cut to {tiny.TOKENS} tokens: 'church church"):
+        conditioning = model.encode_prompts(["church " * 30])
+    assert conditioning.embeddings.shape[1] == tiny.TOKENS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode_prompts(["church " * (tiny.TOKENS - 2)])
+
+
+def test_conditioning_is_a_sequence(model):
+    whole = model.encode_prompts(PROMPTS)
+    assert len(whole) == 3
+    assert torch.equal(whole[1].embeddings, whole.embeddings[1:2])
+    assert torch.equal(whole[[2, 0]].embeddings, whole.embeddings[[2, 0]])
+    assert torch.equal(Conditioning.cat([whole[:1], whole[1:]]).embeddings, whole.embeddings)
+    assert torch.equal(whole.repeat(2)[3:].embeddings, whole.embeddings)
+    assert whole.to(dtype=torch.float64).embeddings.dtype == torch.float64
+    pooled = Conditioning(whole.embeddings, whole.embeddings[:, 0])
+    assert torch.equal(Conditioning.cat([pooled[:1], pooled[1:]]).pooled, pooled.pooled)
+
+
+def test_the_noisy_latents_are_those_of_the_scheduler(model, folder, family):
+    scheduler = plain(folder).scheduler
+    latents, eps, times = noise(model, 4), noise(model, 4, 1), torch.tensor([0, 10, 500, 999])
+    torch.testing.assert_close(model.add_noise(latents, eps, times), scheduler.add_noise(latents, eps, times))
+    expected = scheduler.get_velocity(latents, eps, times) if family == "sd2v" else eps
+    torch.testing.assert_close(model.target(latents, eps, times), expected)
+
+
+def test_times_cover_the_chain_and_follow_the_seed(model):
+    times = model.sample_times(20_000, torch.Generator().manual_seed(0))
+    assert (times.min(), times.max()) == (0, 999)
+    assert abs(times.float().mean() - 499.5) < 10
+    assert torch.equal(times, model.sample_times(20_000, torch.Generator().manual_seed(0)))
+
+
+def test_groups_are_disjoint_parts_of_the_whole(model):
+    names = {group: set(model.parameters(group)) for group in model._groups}
+    assert names["all"] == names["denoiser"] | names["text_encoder"]
+    assert names["denoiser"] == names["cross_attention"] | names["non_cross_attention"]
+    assert names["attention"] <= names["cross_attention"] | names["self_attention"]
+    assert names["text_kv"] < names["cross_attention"] & names["attention"]
+    assert not names["cross_attention"] & (names["self_attention"] | names["non_cross_attention"])
+    assert not names["denoiser"] & names["text_encoder"]
+    assert all(names.values())
+    with pytest.raises(ImmunityError, match="attention, cross_attention, denoiser"):
+        model.parameters("biases")
+
+
+def test_weights_are_frozen_and_evaluated(model):
+    assert not any(value.requires_grad for value in model.parameters("all").values())
+    assert not any(module.training for module in model.components.values())
+
+
+def test_gradients_reach_what_is_thawed_only(model):
+    kv = model.parameters("text_kv")
+    for value in kv.values():
+        value.requires_grad_(True)
+    latents, eps, times = noise(model, 1), noise(model, 1, 1), torch.tensor([300])
+    output = model.predict(model.add_noise(latents, eps, times), times, model.encode_prompts(PROMPTS[:1]))
+    (output - model.target(latents, eps, times)).square().mean().backward()
+    with_gradient = {name for name, value in model.parameters("all").items() if value.grad is not None}
+    assert with_gradient == set(kv)
+    model.sample(PROMPTS[:1], seeds=[0], steps=1)
+    thawed = {name for name, value in model.parameters("all").items() if value.requires_grad}
+    assert thawed == set(kv), "sampling leaves the marks as they were"
+
+
+def test_pictures_equal_those_of_the_plain_pipeline_bit_for_bit(model, tmp_path):
+    """The control is in the same test: after a delta they differ, and the exported folder equals again."""
+    prompts, seeds = ["image of a church", "a castle"], [3, 4]
+
+    def theirs(folder):
+        return plain(folder)(
+            prompts, generator=generators(seeds), num_inference_steps=4, guidance_scale=3.0, output_type="pt"
+        ).images
+
+    model.export(tmp_path / "base")
+    before = model.sample(prompts, seeds=seeds, steps=4, guidance=3.0)
+    assert torch.equal(before, theirs(tmp_path / "base"))
+
+    changed = {name: value + 0.1 for name, value in model.parameters("text_kv").items()}
+    made = Provenance(base=model.name, base_hash=model.base_hash, method="test", config={}, seed=0)
+    with Delta(changed, made).applied(model):
+        model.export(tmp_path / "changed")
+        after = model.sample(prompts, seeds=seeds, steps=4, guidance=3.0)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, theirs(tmp_path / "changed"))
+    assert torch.equal(before, model.sample(prompts, seeds=seeds, steps=4, guidance=3.0)), "the delta is gone"
+
+
+def test_guidance_off_is_the_plain_pipeline_too(model, folder):
+    ours = model.sample(["a castle"], seeds=[1], steps=3, guidance=1.0)
+    theirs = plain(folder)(
+        ["a castle"], generator=generators([1]), num_inference_steps=3, guidance_scale=1.0, output_type="pt"
+    ).images
+    assert torch.equal(ours, theirs)
+
+
+def test_a_picture_depends_on_its_own_prompt_and_seed(model):
+    prompts, seeds = ["a castle", "a church", "a castle", "x", "y"], [0, 1, 0, 2, 3]
+    together = model.sample(prompts, seeds=seeds, steps=2, batch=5)
+    torch.testing.assert_close(together[0], together[2], rtol=0, atol=1e-5)
+    apart = model.sample(prompts, seeds=seeds, steps=2, batch=2)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-4)
+    alone = model.sample(prompts[3:4], seeds=seeds[3:4], steps=2)
+    torch.testing.assert_close(together[3:4], alone, rtol=0, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+def test_sampling_leaves_the_global_generator_alone_and_reports_progress(model):
+    state, seen = torch.get_rng_state(), []
+    model.sample(["x"] * 3, seeds=[0, 1, 2], steps=2, batch=2, progress=lambda done, total: seen.append((done, total)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert seen[-1] == (4, 4)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": ["x"], "seeds": [0, 1]}, "one seed a prompt"),
+        ({"prompts": [], "seeds": []}, "at least one prompt"),
+        ({"prompts": ["x"], "seeds": [0], "steps": 0}, "at least one step"),
+    ],
+)
+def test_bad_samples(model, arguments, message):
+    with pytest.raises(ImmunityError, match=message):
+        model.sample(**arguments)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_partial_sample_is_a_prefix_of_a_whole_one(model, guidance):
+    conditioning, unconditional = model.encode_prompts(["a castle"]), model.encode_prompts([""])
+    start = noise(model, 1, seed=5)
+    states: list[torch.Tensor] = []
+
+    def keep(pipeline, step, time, values):
+        states.append(values["latents"])
+        return values
+
+    model.pipeline.scheduler = model._fresh_scheduler()
+    model.pipeline(
+        ["a castle"],
+        latents=start,
+        num_inference_steps=5,
+        guidance_scale=guidance,
+        output_type="latent",
+        callback_on_step_end=keep,
+    )
+    for stop_at in (0, 1, 3, 4):
+        for _ in range(2):  # nothing is left over from the first call
+            partial = model.sample_partial(
+                conditioning, unconditional, latents=start, steps=5, stop_at=stop_at, guidance=guidance
+            )
+            expected = states[stop_at - 1] if stop_at else start
+            torch.testing.assert_close(partial.latents, expected, rtol=0, atol=1e-5)
+            assert partial.times.shape == (1,)
+    with pytest.raises(ImmunityError, match="0 to 4"):
+        model.sample_partial(conditioning, unconditional, latents=start, steps=5, stop_at=5, guidance=guidance)
+
+
+def partial_with(folder, scheduler: str, **arguments):
+    import diffusers
+
+    model = load(folder)
+    model._scheduler = getattr(diffusers, scheduler).from_config(model._scheduler.config)
+    conditioning, unconditional = model.encode_prompts(["a castle"]).repeat(2), model.encode_prompts([""]).repeat(2)
+    return model.sample_partial(
+        conditioning, unconditional, latents=noise(model, 2), steps=10, stop_at=3, guidance=1.0, **arguments
+    )
+
+
+def test_a_partial_sample_has_the_scale_of_the_chain_under_a_sampler_in_sigmas(tiny_folders):
+    """Euler's method on the probability-flow equation is DDIM in other coordinates, so the two agree step by step."""
+    euler, ddim = (partial_with(tiny_folders["sd2"], name) for name in ("EulerDiscreteScheduler", "DDIMScheduler"))
+    torch.testing.assert_close(euler.latents, ddim.latents, rtol=1e-3, atol=1e-3)
+    assert torch.equal(euler.times, ddim.times)
+
+
+def test_a_sampler_that_adds_noise_follows_the_generator(tiny_folders):
+    folder, name = tiny_folders["sd1"], "EulerAncestralDiscreteScheduler"
+    first = partial_with(folder, name)
+    assert torch.equal(first.latents, partial_with(folder, name).latents)
+    other = partial_with(folder, name, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(first.latents, other.latents)
+
+
+def test_the_base_hash_names_the_weights(model, folder, tiny_folders, family):
+    assert load(folder).base_hash == model.base_hash
+    assert load(folder, dtype="bfloat16").base_hash == model.base_hash
+    others = [load(path).base_hash for other, path in tiny_folders.items() if other != family]
+    assert model.base_hash not in others
+
+
+def test_bfloat16_weights_predict_in_the_dtype_of_the_input(folder):
+    model = load(folder, dtype="bfloat16")
+    assert all(value.dtype == torch.bfloat16 for value in model.parameters("all").values())
+    output = model.predict(noise(model, 1), torch.tensor([10]), model.encode_prompts(["x"]))
+    assert output.dtype == torch.float32
+    images = model.sample(["x"], seeds=[0], steps=2)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+
+
+def test_export_refuses_what_exists_and_models_with_adapters(model, folder, tmp_path):
+    with pytest.raises(ImmunityError, match="does not exist yet"):
+        model.export(tmp_path)
+    from peft import LoraConfig
+
+    model.components["unet"].add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    with pytest.raises(ImmunityError, match="without adapters"):
+        model.export(tmp_path / "new")
+    assert not any("lora" in name for name in model.parameters("all"))
+    assert hash_tensors(model.parameters("all")) == hash_tensors(load(folder).parameters("all"))
