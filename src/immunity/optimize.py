@@ -1,0 +1,336 @@
+"""The one training loop: optimizers, precision, seeds, progress and exact resume.
+
+`fit` minimises one loss over one set of parameters. What alternates two levels (IMMA) uses its pieces: a `Stepper` for
+each level and a `Loop` over both.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from immunity.atomic import replacing
+from immunity.errors import ImmunityError
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the forward pass; bfloat16 needs no loss scaling, float16 would."""
+
+
+class DivergedError(ImmunityError):
+    """The loss or its gradient became infinite or NaN, after `step` steps where that is known."""
+
+    def __init__(self, result: "StepResult", step: int | None = None) -> None:
+        self.result, self.step = result, step
+        super().__init__(
+            expected="a finite loss and gradient",
+            got=f"loss {result.loss:.3g} and gradient norm {result.gradient_norm:.3g}"
+            + ("" if step is None else f" after {step} steps"),
+            remedy="a lower learning rate, or a gradient clip",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
+    lr: float = 1e-4
+    """Learning rate, constant."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
+    weight_decay: float = 1e-2
+    """Per unit of learning rate."""
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+
+    def build(self, parameters: Sequence[Tensor], *, maximize: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, maximize=maximize
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sgd:
+    """Plain stochastic gradient descent."""
+
+    lr: float = 1e-4
+    """Learning rate, constant."""
+    momentum: float = 0.0
+    """Share of the last step that is taken again."""
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+
+    def build(self, parameters: Sequence[Tensor], *, maximize: bool) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, maximize=maximize)
+
+
+AnyOptimizer = AdamW | Sgd
+
+
+def _check_lr(lr: float) -> None:
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ImmunityError(expected="a learning rate that is finite and not negative", got=str(lr), remedy="1e-4")
+
+
+class StepResult(NamedTuple):
+    """What one step saw: the loss before it, and the norm of the gradient before clipping."""
+
+    loss: float
+    gradient_norm: float
+
+
+class Stepper:
+    """One level of an optimization: parameters, an optimizer over them, a clip.
+
+    Gradients are taken with respect to these parameters alone, so two steppers over disjoint parameters can use losses
+    through both, and nothing gathers in the `.grad` of anything else. Weights in half precision are updated through a
+    float32 copy, as small steps would round to nothing.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: AnyOptimizer,
+        *,
+        clip: float | None = None,
+        maximize: bool = False,
+    ) -> None:
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ImmunityError(expected="parameters to train", got="none", remedy="another group of parameters")
+        if clip is not None and not clip > 0:
+            raise ImmunityError(expected="a gradient clip above zero", got=str(clip), remedy="1.0, or None for no clip")
+        self._settings, self._clip, self._maximize = optimizer, clip, maximize
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the optimizer's moments, as after the parameters were initialised anew."""
+        self._masters = [
+            value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value
+            for value in self.parameters
+        ]
+        self._optimizer = self._settings.build(self._masters, maximize=self._maximize)
+
+    def step(self, loss: Tensor) -> StepResult:
+        """One step down `loss` (up, with `maximize`). The parameters must require gradients: see `thawed`.
+
+        Raises `DivergedError`, and leaves the parameters as they were, if the loss or its gradient is not finite.
+        """
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        result = StepResult(loss.item(), float(norm))
+        if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+            raise DivergedError(result)
+        # Out of place, as two of these gradients may be one tensor.
+        factor = 1.0 if self._clip is None else (self._clip / (norm + 1e-6)).clamp(max=1.0)
+        for master, gradient in zip(self._masters, gradients, strict=True):
+            master.grad = None if gradient is None else gradient.to(master.dtype) * factor
+        self._optimizer.step()
+        with torch.no_grad():
+            for value, master in zip(self.parameters, self._masters, strict=True):
+                master.grad = None
+                if master is not value:
+                    value.copy_(master)
+        return result
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The parameters' values and the optimizer's moments, as tensors only."""
+        state = {f"value.{i}": master.detach().clone() for i, master in enumerate(self._masters)}
+        for i, moments in self._optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
+                if value is not None:
+                    state[f"moment.{i}.{name}"] = torch.as_tensor(value).detach().clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state_dict` gave, bit for bit."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            kind, index, *name = key.split(".")
+            if kind == "moment":
+                moments.setdefault(int(index), {})[name[0]] = value.clone()
+        self.reset()
+        with torch.no_grad():
+            for i, (value, master) in enumerate(zip(self.parameters, self._masters, strict=True)):
+                master.copy_(state[f"value.{i}"])
+                if master is not value:
+                    value.copy_(master)
+        self._optimizer.load_state_dict(
+            {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
+        )
+
+
+@contextmanager
+def thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Lets the parameters require gradients for the length of a block."""
+    frozen = [value for value in parameters if not value.requires_grad]
+    try:
+        for value in frozen:
+            value.requires_grad_(True)
+        yield
+    finally:
+        for value in frozen:
+            value.requires_grad_(False)
+            value.grad = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where a loop keeps its state, so that a run that is killed goes on as if nothing had happened."""
+
+    path: Path
+    """A .safetensors file."""
+    identity: str
+    """What the run is, e.g. its provenance as JSON without the time: a file of another run is refused."""
+    every: int = 50
+    """Steps between two savings."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ImmunityError(expected="a saving every one or more steps", got=str(self.every), remedy="50")
+
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        plain = {key: value.cpu().contiguous() for key, value in tensors.items()}
+        with replacing(self.path, force=True) as temporary:
+            save_file(plain, temporary, metadata={"identity": self.identity})
+
+    def read(self) -> dict[str, Tensor] | None:
+        """The state that was saved, or None if there is none yet."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.exists():
+            return None
+        remedy = f"removing {self.path} to begin anew"
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                if (file.metadata() or {}).get("identity") != self.identity:
+                    raise ImmunityError(
+                        expected="the checkpoint of this run", got=f"{self.path}, of another run", remedy=remedy
+                    )
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, OSError) as error:
+            raise ImmunityError(
+                expected="a checkpoint that can be read", got=f"{self.path} ({error})", remedy=remedy
+            ) from error
+
+    def remove(self) -> None:
+        """Call it when the result of the run has been written."""
+        self.path.unlink(missing_ok=True)
+
+
+class Loop:
+    """Steps of one or more levels, with one generator for all that is random in them."""
+
+    def __init__(
+        self,
+        steppers: Mapping[str, Stepper],
+        *,
+        steps: int,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+        label: str = "",
+        on_step: Callable[[int, StepResult], None] | None = None,
+    ) -> None:
+        """`on_step` is called with the number of steps done, 1 to `steps`. With a `label`, progress shows on stderr."""
+        if steps < 0:
+            raise ImmunityError(expected="a number of steps", got=str(steps), remedy="1000")
+        self.steppers, self.steps = dict(steppers), steps
+        self.generator = torch.Generator().manual_seed(seed)
+        self.done = 0
+        self.results: list[StepResult] = []
+        self._checkpoint, self._label, self._on_step = checkpoint, label, on_step
+
+    def run(self, body: Callable[[int, torch.Generator], StepResult]) -> list[StepResult]:
+        """Calls `body(step, generator)` for each step that is not yet done; gives the results of all steps.
+
+        The body must draw everything random from the generator, and keep its state in the steppers' parameters: then a
+        run that is resumed from its checkpoint equals an uninterrupted one bit for bit.
+        """
+        from tqdm import tqdm
+
+        if self._checkpoint is not None and (state := self._checkpoint.read()) is not None:
+            self.load_state_dict(state)
+        with tqdm(
+            total=self.steps, initial=self.done, desc=self._label, disable=not self._label, delay=3, unit="step"
+        ) as bar:
+            while self.done < self.steps:
+                try:
+                    result = body(self.done, self.generator)
+                except DivergedError as error:
+                    raise DivergedError(error.result, self.done) from error
+                self.results.append(result)
+                self.done += 1
+                bar.set_postfix(loss=f"{result.loss:.4g}", refresh=False)
+                bar.update()
+                if self._on_step is not None:
+                    self._on_step(self.done, result)
+                if self._checkpoint and (self.done % self._checkpoint.every == 0 or self.done == self.steps):
+                    self._checkpoint.write(self.state_dict())
+        return self.results
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {
+            "generator": self.generator.get_state(),
+            "results": torch.tensor(self.results, dtype=torch.float64).reshape(-1, 2),
+        }
+        for name, stepper in self.steppers.items():
+            state |= {f"{name}/{key}": value for key, value in stepper.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+        self.results = [StepResult(*row) for row in state["results"].tolist()]
+        self.done = len(self.results)
+        for name, stepper in self.steppers.items():
+            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            stepper.load_state_dict(own)
+
+
+def fit(
+    loss: Callable[[int, torch.Generator], Tensor],
+    parameters: Iterable[nn.Parameter],
+    *,
+    steps: int,
+    seed: int,
+    optimizer: AnyOptimizer,
+    clip: float | None = 1.0,
+    precision: Precision = "float32",
+    checkpoint: Checkpoint | None = None,
+    label: str = "",
+    on_step: Callable[[int, StepResult], None] | None = None,
+) -> list[StepResult]:
+    """Minimises `loss(step, generator)` over `parameters`, in place; gives the result of each step.
+
+    The parameters are thawed for the length of the fit. Everything random in the loss comes from the generator.
+    """
+    parameters = list(parameters)
+    stepper = Stepper(parameters, optimizer, clip=clip)
+    loop = Loop({"fit": stepper}, steps=steps, seed=seed, checkpoint=checkpoint, label=label, on_step=on_step)
+    device = parameters[0].device.type
+
+    def body(step: int, generator: torch.Generator) -> StepResult:
+        with autocast(device, precision):
+            value = loss(step, generator)
+        return stepper.step(value)
+
+    with thawed(parameters):
+        return loop.run(body)
+
+
+def autocast(device: str, precision: Precision) -> torch.autocast | nullcontext[None]:
+    """The forward pass in `precision`; parameters and updates keep their own."""
+    return nullcontext() if precision == "float32" else torch.autocast(device, dtype=torch.bfloat16)
+
+
+def identity(values: Mapping[str, object]) -> str:
+    """What a run is, as one canonical line, for `Checkpoint`."""
+    return json.dumps(values, sort_keys=True)
