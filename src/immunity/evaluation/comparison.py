@@ -1,5 +1,6 @@
 """From records to pairs: one concept, one arm, set against the control, with all that bears on how far to trust it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -129,6 +130,20 @@ def other_concepts(cells: Sequence[Cell], *, step: int = 0) -> dict[str, float]:
 def mean_score(cells: Sequence[Cell], metric: str, *, point: int = 0) -> float:
     """The mean score over seeds and pictures at one of the measured points; NaN without cells."""
     return float(_scores(cells, metric)[:, point].mean()) if cells else float("nan")
+
+
+def loss_of_others(before: Sequence[Cell], after: Sequence[Cell]) -> float:
+    """Mean loss of accuracy over the other concepts that both were asked for; NaN where there is none."""
+    was, now = other_concepts(before), other_concepts(after)
+    common = was.keys() & now.keys()
+    return float(np.mean([was[name] - now[name] for name in common])) if common else math.nan
+
+
+def loss_rise(cell: Cell) -> float:
+    """Mean of the last tenth of the losses over the mean of the first; NaN if any loss is not finite."""
+    tenth = max(1, len(cell.losses) // 10)
+    start = sum(cell.losses[:tenth])
+    return sum(cell.losses[-tenth:]) / start if start and all(map(math.isfinite, cell.losses)) else math.nan
 
 
 def _scores(cells: Sequence[Cell], metric: str) -> Array:

@@ -1,0 +1,140 @@
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from immunity.evaluation import flags
+from immunity.evaluation.comparison import compare
+
+from tests import synthetic
+
+DOCS = Path(__file__).parents[3] / "docs" / "flags.md"
+SOURCE = Path(flags.__file__)
+
+
+def found(tmp_path, *, arm="imma", plan=None, change=None, **options):
+    """The flags of a made-up study, by code. `change` may alter any cell on the way."""
+    records = synthetic.study(tmp_path, plan, **options)
+    if change:
+        records = dataclasses.replace(records, finished=tuple(map(change, records.finished)))
+    return {flag.code: flag for flag in flags.check(compare(records, "church", arm, draws=200))}
+
+
+def on(arm, **changes):
+    """Alters the cells of one arm, where the attack teaches the concept itself."""
+    return lambda cell: dataclasses.replace(cell, **changes) if (cell.arm, cell.subject) == (arm, "church") else cell
+
+
+def rerun(arm, **changes):
+    return lambda cell: dataclasses.replace(
+        cell, run=dataclasses.replace(cell.run, **changes)
+    ) if cell.arm == arm else cell  # fmt: skip
+
+
+def rescored(arm, function, *, subject="church"):
+    """Alters the scores of one arm; `function` gets the index of the point and the score."""
+
+    def change(cell):
+        if (cell.arm, cell.subject) != (arm, subject):
+            return cell
+        points = tuple(
+            dataclasses.replace(
+                point, scores={name: tuple(function(i, v) for v in values) for name, values in point.scores.items()}
+            )
+            for i, point in enumerate(cell.points)
+        )
+        return dataclasses.replace(cell, points=points)
+
+    return change
+
+
+def others_at(arm, accuracy):
+    def change(cell):
+        if cell.arm != arm:
+            return cell
+        first = dataclasses.replace(cell.points[0], others=dict.fromkeys(synthetic.OTHERS, (accuracy,) * 10))
+        return dataclasses.replace(cell, points=(first, *cell.points[1:]))
+
+    return change
+
+
+STRONG = synthetic.SLOWNESS | {"imma": 2000.0}
+"""A defence that holds throughout the attack."""
+
+
+def test_clean_evidence_raises_nothing(tmp_path):
+    assert found(tmp_path, slowness=STRONG) == {}
+
+
+def test_the_gravest_flag_comes_first(tmp_path):
+    records = synthetic.study(tmp_path, synthetic.plan(benign=()), slowness=synthetic.SLOWNESS | {"control": 900.0})
+    severities = [flag.severity for flag in flags.check(compare(records, "church", "imma", draws=200))]
+    assert severities == sorted(severities, key=("invalid", "caution", "note").index)
+    assert {"invalid", "note"} <= set(severities)
+
+
+RAISED = {
+    "attack-failed": {"slowness": STRONG | {"control": 900.0}},
+    "attack-diverged": {"change": on("imma", losses=(0.1,) * 50 + (0.4,) * 50)},
+    "unequal-conditions": {"change": rerun("imma", base_hash="cd" * 32)},
+    "shared-pictures": {"change": rerun("imma", examples={"attack": ("a0", "x"), "defence": ("x",)})},
+    "erasure-incomplete": {"change": rescored("erased", lambda i, v: 0.6)},
+    "erasure-damage": {"change": others_at("erased", 0.9)},
+    "destruction": {"change": others_at("imma", 0.85)},
+    "control-overfits": {"change": rescored("control", lambda i, v: v * (0.5 if i == 4 else 1))},
+    "few-seeds": {"plan": synthetic.plan(seeds=(0,))},
+    "seed-spread": {"slowness": synthetic.SLOWNESS | {"imma": 30.5}, "noise": 0.2},
+    "budget-undefined": {"change": rescored("control", lambda i, v: v + 1)},
+    "backfired": {"slowness": synthetic.SLOWNESS | {"imma": 12.0, "control": 60.0}},
+    "no-effect": {"slowness": synthetic.SLOWNESS | {"imma": 30.0}},
+    "baseline-as-good": {"slowness": STRONG | {"ascent": 2500.0}},
+    "fading": {"slowness": synthetic.SLOWNESS},
+    "overcome": {"slowness": synthetic.SLOWNESS},
+    "benign-missing": {"plan": synthetic.plan(benign=())},
+    "benign-harmed": {"change": rescored("imma", lambda i, v: v * 0.7, subject="teapot")},
+}
+
+
+@pytest.mark.parametrize("code", RAISED)
+def test_each_flag_is_raised_by_what_it_names(tmp_path, code):
+    flag = found(tmp_path, **({"slowness": STRONG} | RAISED[code]))[code]
+    assert flag.message.endswith(".")
+    assert set(flag.by_metric) <= {metric.name for metric in synthetic.METRICS}
+
+
+def test_a_study_in_progress_says_so(tmp_path):
+    records = synthetic.study(tmp_path, slowness=STRONG)
+    part = dataclasses.replace(records, finished=tuple(c for c in records.finished if (c.arm, c.seed) != ("imma", 2)))
+    codes = {flag.code for flag in flags.check(compare(part, "church", "imma", draws=200))}
+    assert codes == {"unfinished", "few-seeds"}
+
+
+def test_a_loss_that_is_not_finite_is_a_diverged_attack(tmp_path):
+    flag = found(tmp_path, change=on("imma", losses=(0.1, float("nan"))))["attack-diverged"]
+    assert "not finite" in flag.message
+
+
+def test_destruction_is_judged_by_its_size(tmp_path):
+    assert found(tmp_path, change=others_at("imma", 0.85))["destruction"].severity == "caution"
+    assert found(tmp_path, change=others_at("imma", 0.5))["destruction"].severity == "invalid"
+
+
+def test_other_versions_are_less_grave_than_another_model(tmp_path):
+    assert found(tmp_path, change=rerun("imma", versions={"torch": "1"}))["unequal-conditions"].severity == "caution"
+    assert found(tmp_path, change=rerun("imma", deltas={}))["unequal-conditions"].severity == "invalid"
+
+
+def test_a_baseline_is_not_accused_of_having_no_effect(tmp_path):
+    codes = found(tmp_path, arm="noise").keys()
+    assert not codes & {"no-effect", "backfired", "baseline-as-good", "benign-missing"}
+
+
+def test_a_control_that_scores_nothing_breaks_no_check(tmp_path):
+    assert "attack-failed" in found(tmp_path, change=rescored("control", lambda i, v: 0.0))
+
+
+def test_every_code_is_documented_and_no_other():
+    documented = set(re.findall(r"^### (\S+)$", DOCS.read_text(encoding="utf-8"), flags=re.M))
+    assert documented == set(re.findall(r'code="([a-z-]+)"', SOURCE.read_text(encoding="utf-8")))
+    assert documented - {"unfinished"} == set(RAISED)
