@@ -103,7 +103,7 @@ def test_times_cover_the_chain_and_follow_the_seed(model):
 
 
 def test_groups_are_disjoint_parts_of_the_whole(model):
-    names = {group: set(model.parameters(group)) for group in model._groups}
+    names = {group: set(model.parameters(group)) for group in model.groups}
     assert names["all"] == names["denoiser"] | names["text_encoder"]
     assert names["denoiser"] == names["cross_attention"] | names["non_cross_attention"]
     assert names["attention"] <= names["cross_attention"] | names["self_attention"]
@@ -226,6 +226,26 @@ def test_a_partial_sample_is_a_prefix_of_a_whole_one(model, guidance):
             assert partial.times.shape == (1,)
     with pytest.raises(ImmunityError, match="0 to 4"):
         model.sample_partial(conditioning, unconditional, latents=start, steps=5, stop_at=5, guidance=guidance)
+
+
+def test_a_path_keeps_the_states_that_partial_samples_end_in(model):
+    conditioning, unconditional = model.encode_prompts(["a castle"]).repeat(2), model.encode_prompts([""]).repeat(2)
+    arguments = {"latents": noise(model, 2), "steps": 6, "guidance": 3.0}
+    path = model.sample_path(conditioning, unconditional, stops=[4, 0, 2], **arguments)
+    for stop, state in zip([4, 0, 2], path, strict=True):
+        single = model.sample_partial(conditioning, unconditional, stop_at=stop, **arguments)
+        assert torch.equal(state.latents, single.latents)
+        assert torch.equal(state.times, single.times)
+    assert path[1].times[0] > path[2].times[0] > path[0].times[0]
+
+
+def test_the_latent_distribution_is_that_of_the_autoencoder(model):
+    images = torch.rand(2, 3, model.resolution, model.resolution)
+    latents = model.latent_distribution(images)
+    assert torch.equal(latents.mean, model.encode_images(images))
+    drawn = torch.stack([model.encode_images(images, torch.Generator().manual_seed(seed)) for seed in range(300)])
+    torch.testing.assert_close(drawn.std(0), latents.spread, rtol=0.25, atol=1e-3)
+    assert (latents.spread > 0).all()
 
 
 def partial_with(folder, scheduler: str, **arguments):

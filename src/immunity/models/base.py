@@ -53,6 +53,19 @@ class Conditioning:
         return Conditioning(function(self.embeddings), None if self.pooled is None else function(self.pooled))
 
 
+@dataclass(frozen=True, eq=False)
+class LatentDistribution:
+    """What the autoencoder says of images: a Gaussian over latents [n, c, h, w], scaled as the denoiser takes them."""
+
+    mean: Tensor
+    spread: Tensor
+    """Standard deviation of each latent."""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device, dtype=self.mean.dtype)
+        return self.mean + self.spread * noise.to(self.mean.device)
+
+
 class PartialSample(NamedTuple):
     """A picture that the model is in the middle of making."""
 
@@ -91,7 +104,7 @@ class DiffusionModel(ABC):
         self.name = name
         self.components = dict(components)
         self.parents = ()
-        self._groups = dict(groups)
+        self.groups = dict(groups)
         for module in self.components.values():
             module.requires_grad_(False).eval()
         everything = {
@@ -104,13 +117,13 @@ class DiffusionModel(ABC):
 
     def parameters(self, group: str) -> dict[str, nn.Parameter]:
         """θ, or a part of it, by names such as "unet.mid_block.….weight", in the order of the modules."""
-        if group not in self._groups:
+        if group not in self.groups:
             raise ImmunityError(
-                expected=f"a group of parameters that {type(self).__name__} has: {', '.join(sorted(self._groups))}",
+                expected=f"a group of parameters that {type(self).__name__} has: {', '.join(sorted(self.groups))}",
                 got=repr(group),
                 remedy="one of these",
             )
-        return {name: value for name, value in self._theta.items() if self._groups[group](name)}
+        return {name: value for name, value in self._theta.items() if self.groups[group](name)}
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -120,8 +133,13 @@ class DiffusionModel(ABC):
         """
 
     @abstractmethod
+    def latent_distribution(self, images: Tensor) -> LatentDistribution:
+        """Of the images, float32: encoded once, it can be sampled from as often as training needs."""
+
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents of the images: the mean of their distribution, or a sample of it where a generator is given."""
+        latents = self.latent_distribution(images)
+        return latents.mean if generator is None else latents.sample(generator)
 
     @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -162,6 +180,24 @@ class DiffusionModel(ABC):
         """
 
     @abstractmethod
+    def sample_path(
+        self,
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+        *,
+        latents: Tensor,
+        steps: int,
+        stops: Sequence[int],
+        guidance: float,
+        generator: torch.Generator | None = None,
+    ) -> list[PartialSample]:
+        """Runs the model's own sampler of `steps` steps as far as the last of `stops`, and keeps the states at each.
+
+        A stop k is the state after k steps; the answer is in the order of `stops`. `latents` is standard Gaussian
+        noise, `unconditional` as long as `conditioning` (used where `guidance` > 1). `generator` matters only for a
+        sampler that adds noise; without it such a sampler draws from seed 0.
+        """
+
     def sample_partial(
         self,
         conditioning: Conditioning,
@@ -173,11 +209,16 @@ class DiffusionModel(ABC):
         guidance: float,
         generator: torch.Generator | None = None,
     ) -> PartialSample:
-        """Runs the first `stop_at` of `steps` steps of the model's own sampler.
-
-        `latents` is standard Gaussian noise, `unconditional` as long as `conditioning` (used where `guidance` > 1).
-        `generator` matters only for a sampler that adds noise; without it such a sampler draws from seed 0.
-        """
+        """`sample_path` with one stop."""
+        return self.sample_path(
+            conditioning,
+            unconditional,
+            latents=latents,
+            steps=steps,
+            stops=[stop_at],
+            guidance=guidance,
+            generator=generator,
+        )[0]
 
     @abstractmethod
     def export(self, folder: str | Path, *, force: bool = False) -> None:

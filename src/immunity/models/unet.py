@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
-from immunity.models.base import Conditioning, DiffusionModel, Group, PartialSample, Progress
+from immunity.models.base import Conditioning, DiffusionModel, Group, LatentDistribution, PartialSample, Progress
 from immunity.models.folders import UNREADABLE, check_folder, quiet_libraries, read_index, read_weights
 
 PARAMETRIZATIONS = ("epsilon", "v_prediction")
@@ -132,15 +132,13 @@ class UNetModel(DiffusionModel):
         tokens = self._tokenizer(
             list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
         )
-        for prompt in prompts:
-            if len(self._tokenizer(prompt).input_ids) > limit:
-                warnings.warn(f"prompt cut to {limit} tokens: {prompt!r}", stacklevel=2)
+        self._warn_of_cut(prompts)
         # Stable Diffusion attends to the padding too, unless the text encoder's configuration says otherwise.
         masked: bool = getattr(self._text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if masked else None
         return Conditioning(self._text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0])
 
-    def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def latent_distribution(self, images: Tensor) -> LatentDistribution:
         factor = self.resolution // self.latent_shape[1]
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
             raise ImmunityError(
@@ -149,9 +147,8 @@ class UNetModel(DiffusionModel):
                 remedy=f"resizing them to {self.resolution} × {self.resolution}",
             )
         posterior = self._vae.encode(2 * images.to(self.device, self._vae.dtype) - 1).latent_dist
-        latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
         scale: float = self._vae.config.scaling_factor
-        return latents.float() * scale
+        return LatentDistribution(posterior.mean.float() * scale, posterior.std.float() * scale)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         scaled = latents.to(self.device, self._vae.dtype) / self._vae.config.scaling_factor
@@ -198,6 +195,7 @@ class UNetModel(DiffusionModel):
             raise ImmunityError(
                 expected="at least one step and a batch of one", got=f"{steps}, {batch}", remedy="steps=25"
             )
+        self._warn_of_cut(prompts)
         images = []
         starts = range(0, len(prompts), batch)
         for number, start in enumerate(starts):
@@ -233,7 +231,7 @@ class UNetModel(DiffusionModel):
                 progress(min(step + 1, steps), steps)
             return values
 
-        with self._as_loaded_by_diffusers():
+        with self._as_loaded_by_diffusers(), quiet_libraries():
             latents = pipeline(
                 prompts,
                 generator=generators,
@@ -246,20 +244,22 @@ class UNetModel(DiffusionModel):
             return self.decode_latents(latents).cpu()
 
     @torch.no_grad()
-    def sample_partial(
+    def sample_path(
         self,
         conditioning: Conditioning,
         unconditional: Conditioning,
         *,
         latents: Tensor,
         steps: int,
-        stop_at: int,
+        stops: Sequence[int],
         guidance: float,
         generator: torch.Generator | None = None,
-    ) -> PartialSample:
-        if not 0 <= stop_at < steps:
+    ) -> list[PartialSample]:
+        if not stops or not all(0 <= stop < steps for stop in stops):
             raise ImmunityError(
-                expected=f"a stop before the last of {steps} steps", got=str(stop_at), remedy=f"0 to {steps - 1}"
+                expected=f"stops before the last of {steps} steps",
+                got=", ".join(map(str, stops)) or "none",
+                remedy=f"0 to {steps - 1}",
             )
         scheduler = self._fresh_scheduler()
         scheduler.set_timesteps(steps, device=self.device)
@@ -270,17 +270,21 @@ class UNetModel(DiffusionModel):
         # One doubled batch as the pipeline has it, so that the trajectory is the one that `sample` runs, bit for bit.
         guided = guidance > 1
         state = latents.to(self.device) * scheduler.init_noise_sigma
-        for time in scheduler.timesteps[:stop_at]:
-            inputs = scheduler.scale_model_input(torch.cat([state] * 2) if guided else state, time)
-            output = self.predict(inputs, time, both if guided else conditioning)
+        states: dict[int, PartialSample] = {}
+        for number, time in enumerate(scheduler.timesteps[: max(stops) + 1]):
+            scaled = scheduler.scale_model_input(state, time)
+            if number in stops:
+                # A sampler that keeps x_0 + σ ε is brought to the chain's own scale; its times may fall between two
+                # integers.
+                states[number] = PartialSample(scaled, time.round().long().expand(len(state)))
+            if number == max(stops):
+                break
+            output = self.predict(torch.cat([scaled] * 2) if guided else scaled, time, both if guided else conditioning)
             if guided:
                 without, with_prompt = output.chunk(2)
                 output = without + guidance * (with_prompt - without)
             state = scheduler.step(output, time, state, **extra, return_dict=False)[0]
-        # A sampler that keeps x_0 + σ ε is brought to the chain's own scale; its times may fall between two integers.
-        time = scheduler.timesteps[stop_at]
-        times = time.round().long().expand(len(state))
-        return PartialSample(scheduler.scale_model_input(state, time), times)
+        return [states[stop] for stop in stops]
 
     def export(self, folder: str | Path, *, force: bool = False) -> None:
         refuse_existing(folder, force=force)
@@ -313,6 +317,13 @@ class UNetModel(DiffusionModel):
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _warn_of_cut(self, prompts: Sequence[str]) -> None:
+        limit: int = self._tokenizer.model_max_length
+        with quiet_libraries():  # which have a longer and darker warning of their own
+            cut = [prompt for prompt in dict.fromkeys(prompts) if len(self._tokenizer(prompt).input_ids) > limit]
+        for prompt in cut:
+            warnings.warn(f"prompt cut to {limit} tokens: {prompt!r}", stacklevel=3)
 
     @contextmanager
     def _as_loaded_by_diffusers(self) -> Iterator[None]:
