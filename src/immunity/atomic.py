@@ -2,11 +2,15 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from immunity.errors import ImmunityError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def refuse_existing(path: str | Path, *, force: bool) -> None:
@@ -41,6 +45,28 @@ def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         ) from error
     finally:
         _remove(temporary)
+
+
+def save_tensors(
+    path: str | Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], *, force: bool = False
+) -> None:
+    """Writes one safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ImmunityError(
+            expected="a file name that ends in .safetensors",
+            got=str(path),
+            remedy=str(path.with_suffix(".safetensors")),
+        )
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with replacing(path, force=force) as temporary:
+        try:
+            save_file(plain, temporary, metadata={"format": "pt", **metadata})
+        except SafetensorError as error:  # which is how safetensors reports a full disk
+            raise OSError(str(error)) from error
 
 
 def _rename(source: Path, destination: Path) -> None:

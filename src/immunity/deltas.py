@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from immunity.atomic import replacing
+from immunity.atomic import save_tensors
 from immunity.errors import ImmunityError
 
 if TYPE_CHECKING:
@@ -220,22 +220,7 @@ class Delta:
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Writes one safetensors file, with the provenance in its header."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ImmunityError(
-                expected="a file name that ends in .safetensors",
-                got=str(path),
-                remedy=f"{path.with_suffix('.safetensors')}",
-            )
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
-        with replacing(path, force=force) as temporary:
-            try:
-                save_file(tensors, temporary, metadata={"format": "pt", _HEADER_KEY: self.provenance.to_json()})
-            except SafetensorError as error:  # which is how safetensors reports a full disk
-                raise OSError(str(error)) from error
+        save_tensors(path, self.tensors, {_HEADER_KEY: self.provenance.to_json()}, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Delta":

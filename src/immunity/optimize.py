@@ -4,6 +4,8 @@
 each level and a `Loop` over both.
 """
 
+import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +17,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from immunity.atomic import replacing
+from immunity.atomic import save_tensors
+from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
 
 Precision = Literal["float32", "bfloat16"]
@@ -197,11 +200,7 @@ class Checkpoint:
             raise ImmunityError(expected="a saving every one or more steps", got=str(self.every), remedy="50")
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
-        from safetensors.torch import save_file
-
-        plain = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        with replacing(self.path, force=True) as temporary:
-            save_file(plain, temporary, metadata={"identity": self.identity})
+        save_tensors(self.path, tensors, {"identity": self.identity}, force=True)
 
     def read(self) -> dict[str, Tensor] | None:
         """The state that was saved, or None if there is none yet."""
@@ -225,6 +224,28 @@ class Checkpoint:
     def remove(self) -> None:
         """Call it when the result of the run has been written."""
         self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """How a long run is watched and kept: what the caller of a method decides, and no hyper-parameter."""
+
+    folder: Path | None = None
+    """Where the run keeps its checkpoint; None for none. One folder can hold those of several methods."""
+    every: int = 50
+    """Steps between two checkpoints."""
+    label: str = ""
+    """Of the progress bar on stderr; no bar without it."""
+    on_step: Callable[[int, StepResult], None] | None = None
+    """Called with the number of steps done and what the last one saw."""
+
+    def checkpoint(self, provenance: Provenance, *, multiple_of: int = 1) -> Checkpoint | None:
+        """For the run that `provenance` describes. It saves only after a whole multiple of `multiple_of` steps."""
+        if self.folder is None:
+            return None
+        what = {name: value for name, value in dataclasses.asdict(provenance).items() if name != "created"}
+        path = self.folder / f"{provenance.method}.safetensors"
+        return Checkpoint(path=path, identity=identity(what), every=math.ceil(self.every / multiple_of) * multiple_of)
 
 
 class Loop:
@@ -303,17 +324,18 @@ def fit(
     seed: int,
     optimizer: AnyOptimizer,
     clip: float | None = 1.0,
+    maximize: bool = False,
     precision: Precision = "float32",
     checkpoint: Checkpoint | None = None,
     label: str = "",
     on_step: Callable[[int, StepResult], None] | None = None,
 ) -> list[StepResult]:
-    """Minimises `loss(step, generator)` over `parameters`, in place; gives the result of each step.
+    """Minimises (or maximises) `loss(step, generator)` over `parameters`, in place; gives the result of each step.
 
     The parameters are thawed for the length of the fit. Everything random in the loss comes from the generator.
     """
     parameters = list(parameters)
-    stepper = Stepper(parameters, optimizer, clip=clip)
+    stepper = Stepper(parameters, optimizer, clip=clip, maximize=maximize)
     loop = Loop({"fit": stepper}, steps=steps, seed=seed, checkpoint=checkpoint, label=label, on_step=on_step)
     device = parameters[0].device.type
 
@@ -334,3 +356,9 @@ def autocast(device: str, precision: Precision) -> torch.autocast | nullcontext[
 def identity(values: Mapping[str, object]) -> str:
     """What a run is, as one canonical line, for `Checkpoint`."""
     return json.dumps(values, sort_keys=True)
+
+
+def derived_seed(seed: int, *words: str | int) -> int:
+    """A seed for one use of randomness, so that uses do not share numbers nor shift when another is added."""
+    digest = hashlib.sha256(json.dumps([seed, *words]).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1  # a generator takes 63 bits

@@ -1,0 +1,40 @@
+"""What the methods' `__post_init__` ask of their fields."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from immunity.errors import ImmunityError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def at_least(method: "DataclassInstance", bound: float, *fields: str) -> None:
+    """Raises unless each of the named fields is a number ≥ `bound`; NaN is refused too."""
+    for field in fields:
+        value = getattr(method, field)
+        if not value >= bound:
+            _refuse(method, field, f"of at least {bound:g}")
+
+
+def positive(method: "DataclassInstance", *fields: str) -> None:
+    """Raises unless each of the named fields is a finite number > 0."""
+    for field in fields:
+        value = getattr(method, field)
+        if not 0 < value < float("inf"):
+            _refuse(method, field, "above 0")
+
+
+def one_of(method: "DataclassInstance", field: str, allowed: tuple[str, ...]) -> None:
+    if getattr(method, field) not in allowed:
+        _refuse(method, field, f"among {', '.join(allowed)}")
+
+
+def _refuse(method: "DataclassInstance", field: str, wanted: str) -> None:
+    name = type(method).__name__
+    default = next(entry.default for entry in dataclasses.fields(method) if entry.name == field)
+    raise ImmunityError(
+        expected=f"{field} {wanted}",
+        got=f"{name}({field}={getattr(method, field)!r})",
+        remedy="another value" if default is dataclasses.MISSING else f"the default, {field}={default!r}",
+    )
