@@ -1,0 +1,33 @@
+"""Between image tensors and picture files."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from immunity.atomic import replacing
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """uint8 of the same shape, rounded as diffusers rounds."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def write_png(image: Tensor, path: str | Path, *, force: bool = False) -> None:
+    """Writes one image [3, h, w] in [0, 1] as PNG."""
+    from PIL import Image
+
+    picture = Image.fromarray(to_bytes(image).permute(1, 2, 0).cpu().numpy())
+    with replacing(path, force=force) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def grid(images: Tensor, columns: int, *, gap: int = 2) -> Tensor:
+    """Images [n, 3, h, w] side by side on white, row by row: [3, H, W]."""
+    blank = -len(images) % columns
+    padded = F.pad(torch.cat([images, images.new_ones(blank, *images.shape[1:])]), (0, gap, 0, gap), value=1.0)
+    count, channels, height, width = padded.shape
+    cells = padded.reshape(count // columns, columns, channels, height, width)
+    whole = cells.permute(2, 0, 3, 1, 4).reshape(channels, count // columns * height, columns * width)
+    return whole[:, : whole.shape[1] - gap, : whole.shape[2] - gap]
