@@ -59,6 +59,8 @@ class World:
     styles: tuple[Entry, ...]
     objects: tuple[Entry, ...]
     captions: Captions
+    study_objects: tuple[str, ...] = ()
+    """The objects that the published studies use."""
 
     @classmethod
     def open(cls, name: str) -> "World":
@@ -79,6 +81,7 @@ class World:
                 styles=tuple(_entry(row) for row in values["styles"]),
                 objects=tuple(_entry(row) for row in values["objects"]),
                 captions=Captions(**{kind: tuple(forms) for kind, forms in values["captions"].items()}),
+                study_objects=tuple(values.get("study_objects", ())),
             )
         except FileNotFoundError as error:
             raise _absent(folder, "world.json") from error
