@@ -1,0 +1,109 @@
+"""What an adaptation learns from: pictures, encoded once, and the batches drawn from them."""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immunity.concepts import Examples
+from immunity.errors import ImmunityError
+from immunity.models import Conditioning, DiffusionModel
+from immunity.models.base import LatentDistribution
+from immunity.optimize import derived_seed
+
+_ENCODED_AT_ONCE = 8  # pictures; bounds the autoencoder's memory
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one training step sees."""
+
+    latents: Tensor
+    """x_0 [n, c, h, w], scaled as the denoiser takes it."""
+    prompts: tuple[str, ...]
+    cached: Conditioning | None = None
+    """Of the prompts, one row each; None where the text encoder is in training and must be asked anew."""
+    prior: "Batch | None" = None
+    """Pictures of the class that the concept belongs to, for adaptations with a prior term."""
+
+    def conditioning(self, model: DiffusionModel) -> Conditioning:
+        return model.encode_prompts(self.prompts) if self.cached is None else self.cached
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Pictures as the distributions of their latents, and their prompts, from which batches are drawn.
+
+    A batch samples the latents anew, as if the pictures had been encoded again, at no cost.
+    """
+
+    latents: LatentDistribution
+    prompts: tuple[str, ...]
+    """One for each picture (a mirrored picture counts as one)."""
+    cached: Conditioning | None
+    """One row for each picture, unless prompts are encoded at each step."""
+    epoch: Tensor
+    """The pictures of one epoch, by number: each at least once."""
+
+    @classmethod
+    @torch.no_grad()
+    def encode(
+        cls,
+        model: DiffusionModel,
+        examples: Examples,
+        *,
+        mirror: bool = False,
+        balance: bool = False,
+        cache_prompts: bool = True,
+    ) -> "Batches":
+        """`mirror` adds each picture's mirror image; `balance` makes an epoch show every prompt equally often."""
+        if not len(examples):
+            raise ImmunityError(
+                expected="at least one picture to learn from", got="none", remedy="a folder that has pictures"
+            )
+        images = torch.cat([examples.images, examples.images.flip(-1)]) if mirror else examples.images
+        prompts = examples.prompts * (2 if mirror else 1)
+        parts = [model.latent_distribution(part) for part in images.split(_ENCODED_AT_ONCE)]
+        latents = LatentDistribution(
+            torch.cat([part.mean for part in parts]), torch.cat([part.spread for part in parts])
+        )
+        return cls(latents, prompts, _rows(model, prompts) if cache_prompts else None, _epoch(prompts, balance=balance))
+
+    def draw(self, size: int, number: int, *, seed: int, generator: torch.Generator) -> Batch:
+        """The `number`-th batch of `size` pictures.
+
+        Which pictures it holds follows from `seed` and `number` alone: epoch after epoch, each in an order of its own,
+        so that a run can be taken up anywhere. The latents are sampled with the generator.
+        """
+        chosen = torch.stack([self._picture(number * size + offset, seed) for offset in range(size)])
+        latents = LatentDistribution(self.latents.mean[chosen], self.latents.spread[chosen]).sample(generator)
+        prompts = tuple(self.prompts[i] for i in chosen.tolist())
+        return Batch(latents, prompts, None if self.cached is None else self.cached[chosen])
+
+    def _picture(self, position: int, seed: int) -> Tensor:
+        turn, place = divmod(position, len(self.epoch))
+        generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", turn))
+        order = torch.randperm(len(self.epoch), generator=generator)
+        return self.epoch[order[place]]
+
+
+def changes_text(changing: Collection[str]) -> bool:
+    """Whether parameters of these names are in a text encoder."""
+    return any(name.startswith("text_encoder") for name in changing)
+
+
+def _rows(model: DiffusionModel, prompts: tuple[str, ...]) -> Conditioning:
+    """The conditioning of each prompt, with each distinct one encoded once."""
+    distinct = list(dict.fromkeys(prompts))
+    place = {prompt: number for number, prompt in enumerate(distinct)}
+    return model.encode_prompts(distinct)[[place[prompt] for prompt in prompts]]
+
+
+def _epoch(prompts: tuple[str, ...], *, balance: bool) -> Tensor:
+    if not balance:
+        return torch.arange(len(prompts))
+    most = max(Counter(prompts).values())
+    of_prompt = {prompt: [i for i, other in enumerate(prompts) if other == prompt] for prompt in dict.fromkeys(prompts)}
+    return torch.tensor([numbers[i % len(numbers)] for numbers in of_prompt.values() for i in range(most)])

@@ -1,0 +1,110 @@
+"""φ as layers of peft inside the denoiser: LoRA and its relatives."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from immunity.adaptations.base import Attached
+from immunity.errors import ImmunityError
+from immunity.models import DiffusionModel
+
+ADAPTER = "immunity"
+"""peft's name for φ in a module; files do not have it."""
+
+
+class PeftLayers(Attached):
+    """The layers of one peft tuner, inside the denoiser of a model."""
+
+    def __init__(self, model: DiffusionModel, component: str, tuner: Any) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._tuner, self.component = tuner, component
+        self.layers: dict[str, Any] = {
+            path: module
+            for path, module in model.components[component].named_modules()
+            if isinstance(module, BaseTunerLayer)
+        }
+        theta = {id(value) for value in model.parameters("all").values()}
+        self._phi: dict[str, nn.Parameter] = {}
+        for path, layer in self.layers.items():
+            for name, value in layer.named_parameters():
+                if id(value) in theta or ADAPTER not in name.split("."):
+                    continue
+                # Small steps on half-precision numbers are lost; φ is small, so it is kept whole.
+                value.data = value.data.float() if value.dtype in (torch.float16, torch.bfloat16) else value.data
+                value.requires_grad_(False)
+                self._phi[f"{path}.{_without_adapter(name)}"] = value
+
+    @abstractmethod
+    def initialise(self, name: str, value: Tensor, generator: torch.Generator) -> None:
+        """Fills one parameter of φ in place."""
+
+    def named(self) -> Mapping[str, nn.Parameter]:
+        return self._phi
+
+    def reset(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, value in self._phi.items():
+                self.initialise(name, value, generator)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        marks = [value.requires_grad for value in self._phi.values()]
+        self._tuner.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self._tuner.enable_adapter_layers()  # which thaws φ
+            for value, mark in zip(self._phi.values(), marks, strict=True):
+                value.requires_grad_(mark)
+
+    @torch.no_grad()
+    def merged(self) -> dict[str, Tensor]:
+        values = {}
+        for path, layer in self.layers.items():
+            weight = layer.get_base_layer().weight
+            before = weight.detach().clone()
+            layer.merge()
+            values[f"{self.component}.{path}.weight"] = weight.detach().clone()
+            layer.unmerge()
+            weight.copy_(before)  # subtracting what was added does not give the same bits
+        return values
+
+    def exported(self) -> dict[str, Tensor]:
+        return {f"{self.component}.{name}": value for name, value in self.state_dict().items()}
+
+
+@contextmanager
+def inside_denoiser(
+    model: DiffusionModel, layers: type[PeftLayers], tuner: Any, config: Any, *, seed: int
+) -> Iterator[PeftLayers]:
+    """Puts the layers of a peft tuner class, with its config, into the model's denoiser for the length of a block."""
+    component = next(iter(model.parameters("denoiser"))).split(".", 1)[0]
+    denoiser = model.components[component]
+    training = denoiser.training
+    try:
+        # peft's own initialisers draw from the global generator: its state is kept, and their values replaced.
+        with torch.random.fork_rng(devices=[]):
+            injected = tuner(denoiser, {ADAPTER: config}, ADAPTER)
+    except ValueError as error:
+        raise ImmunityError(
+            expected="names of layers that the denoiser has",
+            got=str(error).splitlines()[0],
+            remedy="the default targets",
+        ) from error
+    try:
+        denoiser.train(training)
+        phi = layers(model, component, injected)
+        phi.reset(seed)
+        yield phi
+    finally:
+        injected.unload()
+
+
+def _without_adapter(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != ADAPTER)
