@@ -1,0 +1,156 @@
+"""IMMA: the model is made a bad starting point for an adaptation, by playing the adaptation against it."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import nn
+
+from immunity.adaptations import Adaptation, Attached
+from immunity.adaptations.base import described
+from immunity.checks import at_least, one_of, positive
+from immunity.concepts import Examples
+from immunity.deltas import Delta, Provenance
+from immunity.errors import ImmunityError
+from immunity.immunizers.retention import Retention, RetentionKind
+from immunity.models import DiffusionModel
+from immunity.models.original import Original
+from immunity.optimize import AdamW, Journal, Loop, Stepper, StepResult, derived_seed, thawed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imma:
+    """IMMA (Zheng & Yeh, ECCV 2024, arXiv 2311.18815): max over θ_S of L_A(x; θ, φ*), with φ* = argmin of L_A over φ.
+
+    Algorithm 1: in turn, the adaptation's own descent on φ, and ascent of θ_S on the same loss with φ held fixed, each
+    on its own pictures, noise and times. φ and the moments of both optimizers carry over.
+    """
+
+    group: str = "attention"
+    """S, the part of θ that may change: a group of the model's parameters, such as "attention" (the paper's),
+    "cross_attention", "text_kv" or "all"."""
+    steps: int = 1000
+    """Steps of both levels together, as the authors count: with one inner and one outer step a cycle, 500 of each."""
+    inner: int = 1
+    """Steps of φ in a cycle."""
+    outer: int = 1
+    """Steps of θ_S in a cycle."""
+    outer_lr: float = 1e-5
+    """Learning rate of θ_S (AdamW, constant)."""
+    inner_lr: float | None = None
+    """Learning rate of φ; None for the adaptation's own."""
+    outer_batch: int | None = None
+    """Pictures an outer step; None for as many as the adaptation takes."""
+    clip: float | None = 1.0
+    """Largest norm of the outer gradient; None for no limit. The inner limit is the adaptation's."""
+    weight_decay: float = 1e-2
+    """Of the outer AdamW, per unit of learning rate."""
+    reinitialise_every: int = 0
+    """Cycles after which φ and its optimizer begin anew; 0 for never, as in the paper."""
+    retention: RetentionKind = "none"
+    """Ours, not the paper's: a price on losing other prompts, paid by θ without φ. "denoising" is the training loss on
+    pictures that the model made of them beforehand; "prediction" is the distance to what it predicted there."""
+    retention_weight: float = 1.0
+    """Of that price, relative to the adaptation's loss."""
+    retention_prompts: tuple[str, ...] = ()
+    """The other prompts."""
+    retention_pictures: int = 16
+    """Pictures made for that price, the prompts taking turns."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps", "outer_lr", "weight_decay", "reinitialise_every", "retention_weight")
+        at_least(self, 1, "inner", "outer", "retention_pictures")
+        one_of(self, "retention", get_args(RetentionKind))
+        if self.inner_lr is not None:
+            at_least(self, 0, "inner_lr")
+        if self.outer_batch is not None:
+            at_least(self, 1, "outer_batch")
+        if self.clip is not None:
+            positive(self, "clip")
+        if self.retention != "none" and not self.retention_prompts:
+            raise ImmunityError(
+                expected="prompts to retain",
+                got=f"retention={self.retention!r} without any",
+                remedy="retention_prompts",
+            )
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        examples: Examples,
+        against: Adaptation,
+        *,
+        seed: int,
+        journal: Journal | None = None,
+    ) -> Delta:
+        """The new values of θ_S; `model` is left as it was found.
+
+        Killed and called again with the same journal, it goes on from its checkpoint to the same values, bit for bit.
+        """
+        journal = journal or Journal()
+        inputs = {"examples": examples.digest(), "against": described(against)}
+        provenance = Provenance.of(self, model, seed=seed, inputs=inputs)
+        theta = model.parameters(self.group)
+        batches = against.prepare(model, examples, changing=theta)
+        retention = self._retention(model, theta, seed)
+        inner_optimizer = AdamW(
+            lr=against.lr if self.inner_lr is None else self.inner_lr, weight_decay=against.weight_decay
+        )
+        outer_batch = self.outer_batch or against.batch
+        inner_order, outer_order = derived_seed(seed, "inner pictures"), derived_seed(seed, "outer pictures")
+
+        phi: Attached
+
+        with Original(theta) as original, ExitStack() as attached:
+
+            def attach(cycle: int) -> None:
+                nonlocal phi
+                attached.close()
+                phi = attached.enter_context(against.attach(model, seed=derived_seed(seed, "φ", cycle)))
+                loop.steppers["inner"] = Stepper(phi.parameters(), inner_optimizer, clip=against.clip)
+
+            def step(number: int, generator: torch.Generator) -> StepResult:
+                cycle, phase = divmod(number, self.inner + self.outer)
+                if phase == 0 and cycle and self.reinitialise_every and cycle % self.reinitialise_every == 0:
+                    attach(cycle)
+                if phase < self.inner:
+                    with thawed(phi.parameters()):
+                        count = cycle * self.inner + phase
+                        x_a = against.draw(batches, count, seed=inner_order, generator=generator)
+                        return loop.steppers["inner"].step(against.loss(model, x_a, generator))
+                with thawed(theta.values()):
+                    count = cycle * self.outer + phase - self.inner
+                    # Pictures of the concept alone: a prior term is the attacker's, and nothing to be maximised.
+                    x_i = batches.draw(outer_batch, count, seed=outer_order, generator=generator)
+                    loss = against.loss(model, x_i, generator)
+                    if retention is not None:
+                        lost = retention.loss(model, original, phi, outer_batch, count, generator)
+                        loss = loss - self.retention_weight * lost
+                    return loop.steppers["outer"].step(loss)
+
+            optimizer = AdamW(lr=self.outer_lr, weight_decay=self.weight_decay)
+            loop = Loop(
+                {"outer": Stepper(theta.values(), optimizer, clip=self.clip, maximize=True)},
+                steps=self.steps,
+                seed=seed,
+                checkpoint=journal.checkpoint(provenance),
+                label=journal.label,
+                on_step=journal.on_step,
+            )
+            attach(cycle=0)
+            loop.run(step)
+            return Delta.capture(theta, provenance)
+
+    def _retention(self, model: DiffusionModel, theta: Mapping[str, nn.Parameter], seed: int) -> Retention | None:
+        if self.retention == "none":
+            return None
+        return Retention.of(
+            model,
+            self.retention_prompts,
+            kind=self.retention,
+            pictures=self.retention_pictures,
+            changing=theta,
+            seed=derived_seed(seed, "retention"),
+        )
