@@ -194,12 +194,13 @@ def few_seeds(of: Comparison) -> Flag | None:
     seeds = len(of.seeds)
     if seeds >= ENOUGH_SEEDS:
         return None
-    what = "Only one seed: the intervals" if seeds == 1 else f"Only {seeds} seeds: the intervals hardly"
     return Flag(
         code="few-seeds",
         severity="caution",
         about="sgr",
-        message=f"{what} {'tell how much pictures differ, not' if seeds == 1 else 'tell'} how much another run would.",
+        message="Only one seed: the intervals tell how much pictures differ, not how much another run would."
+        if seeds == 1
+        else f"Only {seeds} seeds: the intervals hardly tell how much another run would differ.",
         numbers={"seeds": seeds},
     )
 

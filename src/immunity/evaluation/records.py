@@ -108,6 +108,12 @@ class Plan:
                 raise ImmunityError(
                     expected=f"at least one of {what}, each once", got=str(list(names)), remedy="mending the study"
                 )
+        if not any(metric.shows_concept for metric in self.metrics):
+            raise ImmunityError(
+                expected="a metric that is higher where there is more of the concept",
+                got=", ".join(metric.name for metric in self.metrics),
+                remedy="a similarity or an accuracy; a distance d as 1 − d",
+            )
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

@@ -1,0 +1,257 @@
+"""What the report shows of one concept: pictures, curves and tables, laid out but not yet drawn."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from immunity.evaluation import flags, statistics
+from immunity.evaluation.charts import Chart, Level, Series, line_chart
+from immunity.evaluation.comparison import Comparison, compare, other_concepts
+from immunity.evaluation.flags import Flag
+from immunity.evaluation.records import Arm, Cell, MetricSpec, Records
+from immunity.evaluation.statistics import Estimate, Interval
+from immunity.evaluation.verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A flag with the number and the anchor by which figures refer to it."""
+
+    number: int
+    anchor: str
+    flag: Flag
+
+
+@dataclass(frozen=True)
+class Picture:
+    data: str | None
+    """A data URI; None where the file is missing or is not a picture."""
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class GridRow:
+    arm: Arm
+    style: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The same picture – one prompt, one seed – from every model."""
+
+    prompt: str
+    seed: int
+    first: tuple[tuple[str, Picture], ...]
+    """The base and the erased model's, with their titles."""
+    steps: tuple[int, ...]
+    rows: tuple[GridRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmView:
+    """One arm of one concept against the control."""
+
+    comparison: Comparison
+    style: str
+    flags: tuple[Numbered, ...]
+    verdict: Verdict | None
+    """For defences; baselines get none."""
+
+    def marks(self, metric: str, *about: str) -> list[Numbered]:
+        return [each for each in self.flags if each.flag.about in about and each.flag.concerns(metric)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenignView:
+    subject: str
+    chart: Chart
+    gaps: tuple[tuple[MetricSpec, Estimate, Estimate], ...]
+    """For each metric the SGR of this subject, and the relative SGR of the concept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptView:
+    name: str
+    anchor: str
+    arms: tuple[ArmView, ...]
+    grids: tuple[Grid, ...]
+    charts: tuple[Chart, ...]
+    loss_chart: Chart | None
+    legend: tuple[tuple[str, str], ...]
+    other_columns: tuple[str, ...]
+    others: tuple[tuple[str, tuple[float, ...]], ...]
+    """Accuracy on each other concept, one value a column; the mean first, then the most harmed."""
+    benign: tuple[BenignView, ...]
+
+    @property
+    def main(self) -> ArmView:
+        return self.arms[0]
+
+
+def concept_view(records: Records, concept: str, *, draws: int, random_seed: int) -> ConceptView | None:
+    plan = records.plan
+    compared = [
+        found
+        for arm in plan.with_role("defended") + plan.with_role("baseline")
+        if (found := compare(records, concept, arm.name, draws=draws, random_seed=random_seed))
+    ]
+    if not compared or compared[0].arm.role != "defended":
+        return None
+    anchor = f"c{plan.concepts.index(concept) + 1}"
+    arms, count = [], 0
+    for i, comparison in enumerate(compared):
+        raised = flags.check(comparison)
+        numbered = tuple(Numbered(count + n, f"{anchor}-f{count + n}", flag) for n, flag in enumerate(raised, start=1))
+        count += len(raised)
+        verdict = judge(comparison, raised) if comparison.arm.role == "defended" else None
+        arms.append(ArmView(comparison=comparison, style=f"s{i + 1}", flags=numbered, verdict=verdict))
+    main = arms[0].comparison
+    control = plan.with_role("control")[0]
+    shown = [(control, "s0", main.control)] + [(a.comparison.arm, a.style, a.comparison.defended) for a in arms]
+    columns, others = _others(main, [(arm, cells) for arm, _, cells in shown[1:]])
+    return ConceptView(
+        name=concept,
+        anchor=anchor,
+        arms=tuple(arms),
+        grids=_grids(records, main, shown),
+        charts=tuple(_chart(m, arms, control) for m in plan.metrics if m.name in main.summaries),
+        loss_chart=_loss_chart(shown),
+        legend=tuple((arm.title, style) for arm, style, _ in shown),
+        other_columns=columns,
+        others=others,
+        benign=tuple(_benign(main, each, control) for each in main.benign),
+    )
+
+
+def _chart(metric: MetricSpec, arms: Sequence[ArmView], control: Arm) -> Chart:
+    summaries = [arm.comparison.summaries[metric.name] for arm in arms]
+    main, steps = summaries[0], arms[0].comparison.steps
+    series = [_series(control.title, "s0", steps, main.control)]
+    for arm, summary in zip(arms, summaries, strict=True):
+        series.append(_series(arm.comparison.arm.title, arm.style, arm.comparison.steps, summary.defended))
+    levels = []
+    if main.base is not None:
+        levels = [
+            Level(name="base", style="level", y=main.base.value),
+            Level(name=f"{statistics.RECOVERED:.0%}", style="back", y=statistics.RECOVERED * main.base.value),
+        ]
+    return line_chart(metric.title, series, levels=levels)
+
+
+def _series(name: str, style: str, steps: Sequence[int], curve: Sequence[Interval]) -> Series:
+    return Series(
+        name=name,
+        style=style,
+        x=steps,
+        y=[point.value for point in curve],
+        low=[point.low for point in curve],
+        high=[point.high for point in curve],
+    )
+
+
+def _loss_chart(shown: Sequence[tuple[Arm, str, Sequence[Cell]]]) -> Chart | None:
+    """The attack's training loss, mean over seeds and over at most 60 stretches of steps."""
+    series = []
+    for arm, style, cells in shown:
+        length = min(len(cell.losses) for cell in cells)
+        width = max(1, math.ceil(length / 60))
+        x, y = [], []
+        for start in range(0, length, width):
+            stretch = [v for c in cells for v in c.losses[start : min(start + width, length)] if math.isfinite(v)]
+            if stretch:
+                x.append(start + min(width, length - start) / 2)
+                y.append(sum(stretch) / len(stretch))
+        if x:
+            series.append(Series(name=arm.title, style=style, x=x, y=y))
+    return line_chart("Training loss of the attack", series, markers=False) if series else None
+
+
+def _benign(main: Comparison, benign: Comparison, control: Arm) -> BenignView:
+    metric = next(m for m in main.metrics if m.name in benign.summaries)
+    found = benign.summaries[metric.name]
+    return BenignView(
+        subject=benign.subject,
+        chart=line_chart(
+            f"{benign.subject}: {metric.title}",
+            [
+                _series(control.title, "s0", benign.steps, found.control),
+                _series(main.arm.title, "s1", benign.steps, found.defended),
+            ],
+        ),
+        gaps=tuple(
+            (
+                m,
+                benign.summaries[m.name].sgr_mean,
+                statistics.relative_sgr(main.summaries[m.name].sgr_mean, [benign.summaries[m.name].sgr_mean]),
+            )
+            for m in main.metrics
+            if m.name in benign.summaries
+        ),
+    )
+
+
+def _others(
+    main: Comparison, arms: Sequence[tuple[Arm, Sequence[Cell]]]
+) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[float, ...]], ...]]:
+    columns = [("Base model", other_concepts(main.base)), ("Erased", other_concepts(main.erased))]
+    columns += [(arm.title, other_concepts(cells)) for arm, cells in arms]
+    columns = [(title, values) for title, values in columns if values]
+    if not columns:
+        return (), ()
+    names = [name for name in columns[0][1] if all(name in values for _, values in columns)]
+    rows = [(name, tuple(values[name] for _, values in columns)) for name in names]
+    rows.sort(key=lambda row: row[1][min(2, len(row[1]) - 1)] - row[1][0])
+    means = (
+        tuple(sum(column) / len(rows) for column in zip(*(values for _, values in rows), strict=True)) if rows else ()
+    )
+    return tuple(title for title, _ in columns), (("Mean", means), *rows) if rows else ()
+
+
+def _grids(records: Records, main: Comparison, shown: Sequence[tuple[Arm, str, Sequence[Cell]]]) -> tuple[Grid, ...]:
+    """One grid for each picture that was kept, from the first seed. The first is the first: nobody chose it."""
+    metric = main.metrics[0]
+    kept = min(len(point.pictures) for point in main.defended[0].points)
+    grids = []
+    for index in range(kept):
+        first = []
+        for cells, title in ((main.base, "Base"), (main.erased, "Erased")):
+            if cells:
+                first.append((title, _picture(records, cells[0], 0, index, metric)))
+        rows = tuple(
+            GridRow(arm, style, tuple(_picture(records, cells[0], i, index, metric) for i in range(len(main.steps))))
+            for arm, style, cells in shown
+            if cells[0].seed == main.seeds[0] and cells[0].steps == main.steps
+        )
+        cell = main.control[0]
+        grids.append(Grid(cell.prompts[index], cell.picture_seeds[index], tuple(first), main.steps, rows))
+    return tuple(grids)
+
+
+def _picture(records: Records, cell: Cell, point: int, index: int, metric: MetricSpec) -> Picture:
+    at = cell.points[point]
+    score = at.scores[metric.name][index]
+    arm = records.plan.arm(cell.arm)
+    when = (
+        "" if arm.role in ("base", "erased") else f" after {at.step} attack steps" if at.step else " before the attack"
+    )
+    alt = f"“{cell.prompts[index]}” from {arm.title}{when}; {metric.title} {score:.2f}"
+    data = _inline(records.picture(cell, at.pictures[index])) if index < len(at.pictures) else None
+    return Picture(data, alt, f"{score:.2f}")
+
+
+def _inline(path: Path) -> str | None:
+    """A PNG as a data URI. Only what opens as a PNG is embedded, whatever the record points at."""
+    from PIL import Image
+
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError):  # SyntaxError is how Pillow reports a broken PNG
+        return None
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,244 @@
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from immunity import ImmunityError
+from immunity.evaluation import charts, report
+from immunity.evaluation.charts import Series
+from immunity.evaluation.comparison import compare
+from immunity.evaluation.flags import check
+from immunity.evaluation.verdict import grade
+
+from tests import synthetic
+
+VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source"}
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    """Collects a page's elements, and fails where they are not nested."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words, self.open = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    plan = synthetic.plan(seeds=(0, 1))
+    return synthetic.write_study(tmp_path_factory.mktemp("study"), plan).read()
+
+
+@pytest.fixture(scope="module")
+def html(records):
+    return report.render(records, draws=100)
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def test_the_page_asks_nobody_for_anything(html, page):
+    links = [a[name] for _, a in page.elements for name in ("src", "href", "action", "srcset", "data") if a.get(name)]
+    assert links
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not re.search(r"https?:|@import|url\(|//", re.sub(r"data:image/png;base64,[\w+/=]+", "", html))
+    assert not page.all("script")
+    assert "default-src 'none'" in html
+
+
+def test_every_picture_has_words_and_every_table_has_headers(page):
+    pictures = page.all("img")
+    # 4 pictures of the base, the erased and 4 attacked models at 5 steps.
+    assert len(pictures) == 4 * (2 + 4 * 5)
+    assert all(each["alt"] for each in pictures)
+    assert all(each.get("aria-label") for each in page.all("svg") if each.get("role") == "img")
+    assert all(each.get("scope") for each in page.all("th"))
+    assert all(each.get("aria-label") for each in page.all("div") if each.get("role") == "region")
+
+
+def test_anchors_lead_somewhere_and_ids_are_unique(page):
+    ids = [each["id"] for _, each in page.elements if "id" in each]
+    assert len(ids) == len(set(ids))
+    assert {each["href"][1:] for each in page.all("a")} <= set(ids)
+
+
+def test_the_page_says_what_was_found(records, page):
+    summary = compare(records, "church", "imma", draws=100).summaries["clip"]
+    for expected in (
+        "Bringing “church” back takes",
+        report.percent(summary.sgr_mean.value),
+        report.spread(summary.sgr_mean.interval()),
+        report.budget(summary)[0],
+        "few-seeds",
+        "teapot",
+        "castle",
+        "Esd",
+        "made-up model",
+        "ab" * 32,
+    ):
+        assert expected in page.text, expected
+
+
+def test_the_same_records_give_the_same_bytes(records, html):
+    assert report.render(records, draws=100) == html
+
+
+def test_nothing_in_a_record_becomes_markup(tmp_path):
+    plan = synthetic.plan(
+        title=HOSTILE,
+        concepts=(HOSTILE,),
+        benign=("benign" + HOSTILE,),
+        seeds=(0,),
+        arms=tuple(dataclasses.replace(arm, label=HOSTILE, config={HOSTILE: HOSTILE}) for arm in synthetic.ARMS),
+        metrics=tuple(dataclasses.replace(metric, label=HOSTILE) for metric in synthetic.METRICS),
+        settings={HOSTILE: HOSTILE},
+    )
+    records = synthetic.study(tmp_path, plan)
+    hostile = dict.fromkeys(("base", "base_hash", "machine", "created"), HOSTILE)
+    cells = tuple(
+        dataclasses.replace(
+            cell,
+            prompts=(HOSTILE,) * len(cell.prompts),
+            run=dataclasses.replace(cell.run, versions={HOSTILE: HOSTILE}, deltas={HOSTILE: HOSTILE}, **hostile),
+            points=tuple(
+                dataclasses.replace(p, others={HOSTILE: (1.0, 0.0)} if p.step == 0 else {}) for p in cell.points
+            ),
+        )
+        for cell in records.finished
+    )
+    page = Page(report.render(dataclasses.replace(records, finished=cells), draws=50))
+    assert not page.all("script")
+    assert HOSTILE in page.text
+
+
+def test_a_missing_or_foreign_picture_leaves_a_gap_and_no_error(tmp_path):
+    folder = synthetic.write_study(tmp_path, synthetic.plan(seeds=(0,), benign=()))
+    first, second, *_ = sorted((tmp_path / "cells" / "church" / "0" / "control").iterdir())
+    first.unlink()
+    second.write_bytes(b"GIF89a, or a secret")
+    html = report.render(folder.read(), draws=50)
+    assert html.count("picture not kept") == 2
+    assert "secret" not in html
+
+
+def test_a_study_in_progress_can_be_shown(records, tmp_path):
+    part = dataclasses.replace(records, finished=tuple(c for c in records.finished if c.arm != "noise"))
+    text = Page(report.render(part, draws=50)).text
+    assert "Unfinished: 2 of 16 cells are still missing" in text
+
+
+def test_a_study_without_a_finished_defence_cannot(records):
+    part = dataclasses.replace(records, finished=tuple(c for c in records.finished if c.arm != "imma"))
+    with pytest.raises(ImmunityError, match="control and defence are finished"):
+        report.render(part)
+
+
+def test_several_concepts_have_an_overview(tmp_path):
+    records = synthetic.study(tmp_path, synthetic.plan(concepts=("church", "castle"), seeds=(0, 1, 2)))
+    text = Page(report.render(records, draws=50)).text
+    assert "Relearning is clearly slower for 2 of 2 concepts" in text
+    assert "Mean (MSGR)" in text
+
+
+def test_the_file_is_written_whole_and_not_over_another(records, tmp_path):
+    out = tmp_path / "report.html"
+    report.write_report(records.folder, out, draws=50)
+    assert out.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    with pytest.raises(ImmunityError, match="does not exist yet"):
+        report.write_report(records.folder, out)
+    report.write_report(records.folder, out, force=True, draws=50)
+
+
+@pytest.mark.parametrize(
+    ("slowness", "expected"),
+    [
+        ({}, "slows"),
+        ({"imma": 3000.0}, "holds"),
+        ({"imma": 30.0}, "none"),
+        ({"control": 900.0}, "void"),
+    ],
+)
+def test_the_verdict_is_no_stronger_than_the_evidence(tmp_path, slowness, expected):
+    records = synthetic.study(tmp_path, slowness=synthetic.SLOWNESS | slowness)
+    found = compare(records, "church", "imma", draws=200)
+    assert grade(found, check(found)) == expected
+
+
+def test_a_verdict_counts_every_similarity(tmp_path):
+    records = synthetic.study(tmp_path)
+    control = {(*cell.key[:2], cell.subject): cell for cell in records.finished if cell.arm == "control"}
+
+    def without_effect_on_dino(cell):
+        if cell.arm != "imma":
+            return cell
+        twin = control[(*cell.key[:2], cell.subject)]
+        points = tuple(
+            dataclasses.replace(mine, scores={**mine.scores, "dino": theirs.scores["dino"]})
+            for mine, theirs in zip(cell.points, twin.points, strict=True)
+        )
+        return dataclasses.replace(cell, points=points)
+
+    changed = dataclasses.replace(records, finished=tuple(map(without_effect_on_dino, records.finished)))
+    found = compare(changed, "church", "imma", draws=100)
+    assert grade(found, check(found)) == "partly"
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.31, 0.87), (-0.2, 0.05), (0.5, 0.5), (0.0, 0.0), (0, 2000), (1e-6, 3e-6)]
+)
+def test_ticks_are_few_and_round_and_span_the_values(low, high):
+    found = charts.ticks(low, high)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert 2 <= len(found) <= 7
+    assert found == sorted(set(found))
+
+
+def test_a_chart_stays_on_its_canvas_and_skips_what_is_not_finite():
+    series = Series(name="a", style="s0", x=(0, 10, 20), y=(0.1, math.nan, 0.9), low=(0, 0, 0), high=(1, 1, 1))
+    (drawn,) = charts.line_chart("t", [series]).lines
+    assert len(drawn.markers) == 2
+    for x, y in drawn.markers:
+        assert 0 <= x <= charts.WIDTH
+        assert 0 <= y <= charts.HEIGHT
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.2141, "21.4%"), (-0.05, "−5.0%"), (-0.0001, "0.0%"), (math.nan, "—"), (math.inf, "—")]
+)
+def test_shares_as_text(value, text):
+    assert report.percent(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.4, "4 s"), (61.5, "1 min 2 s"), (7260, "2 h 1 min")])
+def test_durations_as_text(seconds, text):
+    assert report.duration(seconds) == text
