@@ -1,20 +1,12 @@
-"""The command line: each verb is load, call, save. Parsing and printing only.
+"""Verbs on a model as it is: info, sample, export."""
 
-A verb is one function in `COMMANDS`; its arguments are its flags, their descriptions its help. What it needs is
-imported inside, so that help does not wait for PyTorch.
-"""
-
-import difflib
-import importlib.metadata
 import json
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
 
 if TYPE_CHECKING:
@@ -23,43 +15,6 @@ if TYPE_CHECKING:
     from immunity.deltas import Delta
     from immunity.models import DiffusionModel
     from immunity.worlds import World
-
-PROGRAM = "immunity"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, and where it runs."""
-
-    model: str
-    """A diffusers folder, a world (emoji), or a hub id (owner/name)."""
-    deltas: tuple[Path, ...] = ()
-    """Deltas to apply to it, in order."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, …"""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the denoiser and the text encoder."""
-
-    def load(self) -> "DiffusionModel":
-        from immunity.loading import load
-
-        return load(self.model, deltas=self.deltas, device=self.device, dtype=self.dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """Where the result goes."""
-
-    out: Path
-    """The file or folder to write."""
-    force: bool = False
-    """Replace what is there."""
-
-    def check(self) -> None:
-        """Refuses an existing result before the work and not after it."""
-        from immunity.atomic import refuse_existing
-
-        refuse_existing(self.out, force=self.force)
 
 
 def info(source: str, /, *, device: str = "cpu") -> None:
@@ -143,73 +98,6 @@ def export(model: ModelOptions, output: OutputOptions) -> None:
     output.check()
     model.load().export(output.out, force=output.force)
     print(output.out)
-
-
-COMMANDS: dict[str, Callable[..., None]] = {"info": info, "sample": sample, "export": export}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; the answer is its exit code: 0, 2 for bad input, 130 when interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = _warn
-    try:
-        if not given or given[0] in ("-h", "--help"):
-            print(_help())
-            return 0
-        if given[0] == "--version":
-            print(importlib.metadata.version(PROGRAM))
-            return 0
-        _run(given[0], given[1:])
-    except ImmunityError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"{PROGRAM}: interrupted; what was written before is whole, nothing half-written is left", file=sys.stderr
-        )
-        return 130
-    return 0
-
-
-def _run(verb: str, arguments: Sequence[str]) -> None:
-    if verb not in COMMANDS:
-        near = difflib.get_close_matches(verb, COMMANDS, n=1)
-        raise ImmunityError(
-            expected=f"a command: {', '.join(COMMANDS)}",
-            got=repr(verb),
-            remedy=f"{PROGRAM} {near[0]}" if near else f"{PROGRAM} --help",
-        )
-    import tyro
-
-    tyro.cli(
-        COMMANDS[verb],
-        prog=f"{PROGRAM} {verb}",
-        args=arguments,
-        # `--model` and not `--model.model`: the groups of options are for the reader of this file.
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
-
-
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {(verb.__doc__ or '').splitlines()[0]}" for name, verb in COMMANDS.items()]
-    return "\n".join(
-        [
-            f"usage: {PROGRAM} COMMAND …",
-            "",
-            "Erase a concept from a text-to-image model, attack the result, immunize it, and report the evidence.",
-            "",
-            *lines,
-            "",
-            f"{PROGRAM} COMMAND --help tells more.",
-        ]
-    )
-
-
-def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    # A user's warning is one line; a library's deprecations are no business of the user's.
-    if issubclass(category, UserWarning):
-        print(f"{PROGRAM}: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _print_delta(delta: "Delta") -> None:

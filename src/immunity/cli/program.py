@@ -1,0 +1,100 @@
+"""Finds the verb, lets tyro read its flags, and turns what goes wrong into one line and an exit code."""
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from immunity.errors import ImmunityError
+
+PROGRAM = "immunity"
+
+
+class Command(NamedTuple):
+    """A verb: the function of that name in `module`. Its arguments are its flags, their descriptions its help."""
+
+    module: str
+    summary: str
+    """First line of the function's docstring: here too, so that `immunity --help` imports no verb."""
+
+
+COMMANDS = {
+    "info": Command("models", "Tell what a model, a world or a delta is."),
+    "sample": Command(
+        "models", "Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json."
+    ),
+    "export": Command("models", "Write a model, with its deltas in it, as a plain diffusers folder."),
+}
+
+
+def function_of(verb: str) -> Callable[..., None]:
+    """The function behind a verb of `COMMANDS`; this is what imports PyTorch, where the verb's flags need it."""
+    function: Callable[..., None] = getattr(importlib.import_module(f"immunity.cli.{COMMANDS[verb].module}"), verb)
+    return function
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program; the answer is its exit code: 0, 2 for bad input, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = _warn
+    try:
+        if not given or given[0] in ("-h", "--help"):
+            print(_help())
+            return 0
+        if given[0] == "--version":
+            print(importlib.metadata.version(PROGRAM))
+            return 0
+        _run(given[0], given[1:])
+    except ImmunityError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            f"{PROGRAM}: interrupted; what was written before is whole, nothing half-written is left", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def _run(verb: str, arguments: Sequence[str]) -> None:
+    if verb not in COMMANDS:
+        near = difflib.get_close_matches(verb, COMMANDS, n=1)
+        raise ImmunityError(
+            expected=f"a command: {', '.join(COMMANDS)}",
+            got=repr(verb),
+            remedy=f"{PROGRAM} {near[0]}" if near else f"{PROGRAM} --help",
+        )
+    import tyro
+
+    tyro.cli(
+        function_of(verb),
+        prog=f"{PROGRAM} {verb}",
+        args=arguments,
+        # `--model` and not `--model.model`: the groups of options are for the reader of this file.
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND …",
+            "",
+            "Erase a concept from a text-to-image model, attack the result, immunize it, and report the evidence.",
+            "",
+            *lines,
+            "",
+            f"{PROGRAM} COMMAND --help tells more.",
+        ]
+    )
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    # A user's warning is one line; a library's deprecations are no business of the user's.
+    if issubclass(category, UserWarning):
+        print(f"{PROGRAM}: {' '.join(str(message).split())}", file=sys.stderr)
