@@ -52,7 +52,7 @@ BUDGETS = {
         objects=6,
         autoencoder_steps=20,
         generator_steps=20,
-        sample_every=10,
+        sample_every=20,
         judges="smoke",
         scale=evaluate.Scale(objects=6, steps=2, seeds=1),
     ),
