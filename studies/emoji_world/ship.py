@@ -94,7 +94,7 @@ def neighbours(work: Path, count: int = 5) -> dict[str, list[str]]:
     with torch.no_grad():
         features = torch.cat([encoder(pixel_values=x).pooler_output.flatten(1) for x in pictures.split(64)])
     features = torch.nn.functional.normalize(features, dim=1)
-    names = [n.lower() for n in v.TRAINED]
+    names = sorted({world.rows[i].object for i in rows})
     means = torch.stack([features[[k for k, i in enumerate(rows) if world.rows[i].object == n]].mean(0) for n in names])
     close = torch.nn.functional.normalize(means, dim=1) @ torch.nn.functional.normalize(means, dim=1).T
     close.fill_diagonal_(-1)

@@ -33,11 +33,14 @@ def test_all_stages_run_resume_and_pack_a_world(tmp_path):
     assert {row["split"] for row in described["objects"]} == {"trained", "held_out", "fold"}
     assert (packed / "README.md").read_text().startswith("---\nlicense:")
     # The parts load without our package; that the shipped ones draw and judge well is not for this test to say.
-    program = (
-        "import sys; from diffusers import StableDiffusionPipeline; from transformers import AutoModelForImageClassification as A;"
-        f"p = StableDiffusionPipeline.from_pretrained({str(packed / 'generator')!r});"
-        f"A.from_pretrained({str(packed / 'judges' / 'object')!r}); A.from_pretrained({str(packed / 'judges' / 'style')!r});"
-        "assert 'immunity' not in sys.modules; print(type(p.unet).__name__)"
-    )
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    lines = [
+        "import sys",
+        "from diffusers import StableDiffusionPipeline",
+        "from transformers import AutoModelForImageClassification as Classifier",
+        f"pipe = StableDiffusionPipeline.from_pretrained({str(packed / 'generator')!r})",
+        *(f"Classifier.from_pretrained({str(packed / 'judges' / part)!r})" for part in ("object", "style")),
+        "assert 'immunity' not in sys.modules",
+        "print(type(pipe.unet).__name__)",
+    ]
+    loaded = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
     assert loaded.stdout.strip() == "UNet2DConditionModel", loaded.stderr[-2000:]
