@@ -35,7 +35,7 @@ class Budget:
     autoencoder_steps: int
     generator_steps: int
     sample_every: int
-    judges: str
+    judges: judges.Budget
     scale: evaluate.Scale
 
 
@@ -45,7 +45,7 @@ BUDGETS = {
         autoencoder_steps=2900,
         generator_steps=6000,
         sample_every=500,
-        judges="full",
+        judges=judges.Budget(),
         scale=evaluate.Scale(),
     ),
     "smoke": Budget(
@@ -53,7 +53,7 @@ BUDGETS = {
         autoencoder_steps=20,
         generator_steps=20,
         sample_every=20,
-        judges="smoke",
+        judges=judges.SMOKE,
         scale=evaluate.Scale(objects=6, steps=2, seeds=1),
     ),
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import vocabulary as v
+from judges import NAMES
 
 HEAD = """---
 license: cc-by-sa-4.0
@@ -63,11 +64,13 @@ is shared under CC BY-SA 4.0, the strictest of the licences below.
 
 
 def _table(title: str, rows: dict[str, Any]) -> str:
+    """Numbers and words, and flat mappings of them; longer things (curves, class lists) stay in the JSON."""
     lines = [f"\n## {title}\n", "| measure | value |", "|---|---|"]
     for name, value in rows.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(value) <= 20 and not any(isinstance(x, dict | list) for x in value.values()):
             value = ", ".join(f"{k} {_number(x)}" for k, x in value.items())
-        lines.append(f"| {name} | {_number(value)} |")
+        if not isinstance(value, dict | list):
+            lines.append(f"| {name} | {_number(value)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -81,7 +84,7 @@ def write(quality: dict[str, Any], judges: dict[str, Any]) -> str:
         objects=len(v.TRAINED), held_out=len(v.HELD_OUT), fold=len(v.FOLD), firefox=v.HELD_OUT_STYLE.package
     )
     tables = [_table(f"Measured: {name}", rows) for name, rows in quality.items()]
-    tables += [_table(f"Measured: judge {name}", rows) for name, rows in judges.get("measured", {}).items()]
+    tables += [_table(f"Measured: judge {name}", judges[name]) for name in NAMES]
     sources = [
         f"| {s.name} | `@iconify-json/{s.package}` {s.version}, {s.source} | {s.author} | {s.licence} |"
         for s in (*v.STYLES, v.HELD_OUT_STYLE)

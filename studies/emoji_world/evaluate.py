@@ -14,6 +14,7 @@ from pathlib import Path
 
 import autoencoder
 import captions
+import judges
 import numpy as np
 import torch
 import training
@@ -113,12 +114,13 @@ def generate(pipe, wanted: list[Wanted], cache: Path, steps: int, *, batch: int 
 class Judge:
     """A classifier of the world, as plain transformers loads it."""
 
-    def __init__(self, folder: Path, mean: float = 0.5, std: float = 0.5) -> None:
+    def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForImageClassification
 
-        self.model = AutoModelForImageClassification.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        self.model = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
         self.names = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        self.mean, self.std = mean, std
+        preprocessing = json.loads((folder / "preprocessor_config.json").read_text())
+        self.mean, self.std = (torch.tensor(preprocessing[k]).view(3, 1, 1) for k in ("image_mean", "image_std"))
 
     @torch.no_grad()
     def names_of(self, pictures: Tensor) -> list[str]:
@@ -138,7 +140,7 @@ def generator_quality(work: Path, scale: Scale) -> dict[str, object]:
     """Shows 3: the classifiers' top-1 on generated pictures beside the same classifiers' on the real training
     pictures."""
     world, pipe = World.load(work), load_pipeline(work / "generator" / "model")
-    objects, styles = Judge(work / "judges" / "object"), Judge(work / "judges" / "style")
+    objects, styles = (Judge(judges.folder(work, part) / "model") for part in ("object", "style"))
     trained = [i for i in world.where(splits=("trained",)) if world.rows[i].object in scale.names]
     real = real_pictures(world, np.array(trained))
     real_object = top1(objects.names_of(real), [world.rows[i].object for i in trained])

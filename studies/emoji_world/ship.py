@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import captions
+import judges
 import numpy as np
 import vocabulary as v
 from data import PIXELS, World, slug
@@ -19,7 +20,6 @@ from PIL import Image
 
 SAMPLE_LIMIT = 4 * 2**20
 WEIGHT_LIMIT = 90 * 2**20
-JUDGES = ("clip", "dino", "lpips", "object", "style")
 STYLE_OBJECTS = (
     48  # objects whose pictures stand for a style: the paper's twenty pictures of an artist, twice over, and spare ones
 )
@@ -88,11 +88,13 @@ def neighbours(work: Path, count: int = 5) -> dict[str, list[str]]:
     from transformers import AutoModel
 
     world = World.load(work)
-    encoder = AutoModel.from_pretrained(work / "judges" / "dino", torch_dtype=torch.float32).eval()
+    encoder = AutoModel.from_pretrained(judges.folder(work, "dino") / "model", dtype=torch.float32).eval()
     rows = world.where(splits=("trained",))
-    pictures = torch.from_numpy(world.pictures[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    ink = judges.ink(world.pictures[rows])
     with torch.no_grad():
-        features = torch.cat([encoder(pixel_values=x).pooler_output.flatten(1) for x in pictures.split(64)])
+        features = torch.cat(
+            [encoder(pixel_values=judges.normalised(x)).pooler_output.flatten(1) for x in ink.split(64)]
+        )
     features = torch.nn.functional.normalize(features, dim=1)
     names = sorted({world.rows[i].object for i in rows})
     means = torch.stack([features[[k for k, i in enumerate(rows) if world.rows[i].object == n]].mean(0) for n in names])
@@ -114,13 +116,7 @@ def pack(work: Path, target: Path, card: str) -> None:
         shutil.rmtree(part)
     part.mkdir(parents=True)
     shutil.copytree(work / "generator" / "model", part / "generator")
-    for judge in JUDGES:
-        shutil.copytree(
-            work / "judges" / judge,
-            part / "judges" / judge,
-            ignore=shutil.ignore_patterns("checkpoint*", "losses*", "samples", "*.part"),
-        )
-    shutil.copy(work / "judges" / "judges.json", part / "judges" / "judges.json")
+    judges.export(work, part / "judges")
     world = World.load(work)
     write_samples(world, part / "samples")
     (part / "world.json").write_text(json.dumps(describe(neighbours(work)), indent=1, ensure_ascii=False))
