@@ -364,28 +364,13 @@ def benign_missing(of: Comparison) -> Flag | None:
 
 
 FOR_ANY_ARM: tuple[Check, ...] = (
-    attack_failed,
-    attack_diverged,
-    unequal_conditions,
-    shared_pictures,
-    erasure_incomplete,
-    erasure_damage,
-    destruction,
-    control_overfits,
-    few_seeds,
-    unfinished,
-    seed_spread,
-    budget_undefined,
-)
+    attack_failed, attack_diverged, unequal_conditions, shared_pictures,
+    erasure_incomplete, erasure_damage, destruction,
+    control_overfits, few_seeds, unfinished, seed_spread, budget_undefined,
+)  # fmt: skip
 FOR_DEFENCES: tuple[Check, ...] = (
-    backfired,
-    no_effect,
-    baseline_as_good,
-    fading,
-    overcome,
-    benign_harmed,
-    benign_missing,
-)
+    backfired, no_effect, baseline_as_good, fading, overcome, benign_harmed, benign_missing
+)  # fmt: skip
 
 
 def _values(of: Comparison, measure: Callable[[Summary], float]) -> dict[str, float]:
