@@ -1,0 +1,34 @@
+import pytest
+
+from immunity import ImmunityError
+from immunity.metrics import Classifier, ClipJudge, DinoJudge
+
+from tests import tiny_judges
+
+
+@pytest.mark.parametrize("load", [ClipJudge.load, DinoJudge.load])
+def test_a_judge_that_is_nowhere_says_how_to_get_it(load, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ImmunityError, match=r"local cache.*hf download"):
+        load("nobody/has-this")
+
+
+def test_a_folder_without_a_model_is_said(tmp_path):
+    with pytest.raises(ImmunityError, match=r"a folder without config\.json"):
+        Classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "preprocessor_config.json"])
+def test_a_folder_that_is_not_whole_is_said(tmp_path, missing):
+    folder = tiny_judges.classifier(tmp_path)
+    (folder / missing).unlink()
+    with pytest.raises(ImmunityError, match="complete"):
+        Classifier.load(folder)
+
+
+def test_weights_that_are_cut_short_are_said(tmp_path):
+    folder = tiny_judges.classifier(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ImmunityError, match="a complete copy"):
+        Classifier.load(folder)
