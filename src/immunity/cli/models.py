@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from immunity.worlds import World
 
 
-def info(source: str, /, *, device: str = "cpu") -> None:
+def info(source: str, /, *, concepts: bool = False, device: str = "cpu") -> None:
     """Tell what a model, a world or a delta is.
 
     Args:
         source: A diffusers folder, a world (emoji), a hub id, or the .safetensors file of a delta.
+        concepts: Of a world, name every object and style instead.
         device: Where the model is loaded.
     """
     from immunity.deltas import Delta
@@ -31,8 +32,18 @@ def info(source: str, /, *, device: str = "cpu") -> None:
     if source.endswith(".safetensors"):
         _print_delta(Delta.load(source))
         return
-    if source in WORLDS and not Path(source).exists():
-        _print_world(World.open(source))
+    world = World.open(source) if source in WORLDS and not Path(source).exists() else None
+    if concepts:
+        if world is None:
+            raise ImmunityError(
+                expected=f"a world, which has concepts: {', '.join(WORLDS)}",
+                got=source,
+                remedy="leaving --concepts out",
+            )
+        _print_concepts(world)
+        return
+    if world is not None:
+        _print_world(world)
     _print_model(load(source, device=device))
 
 
@@ -41,7 +52,7 @@ def sample(
     output: OutputOptions,
     *,
     prompt: tuple[str, ...],
-    images: int = 1,
+    count: int = 1,
     seed: int = 0,
     steps: int = 25,
     guidance: float = 7.5,
@@ -54,37 +65,30 @@ def sample(
         model: The model.
         output: The result.
         prompt: One or more prompts.
-        images: Pictures for each prompt.
+        count: Pictures for each prompt.
         seed: Of the first picture of each prompt; the next ones take the next seeds.
         steps: Denoising steps.
         guidance: Weight of the prompt against no prompt; 1 turns guidance off.
         negative: What guidance leads away from.
         batch: Pictures drawn at a time.
     """
-    from tqdm import tqdm
-
     from immunity.atomic import replacing
+    from immunity.cli.drawing import draw
 
-    if images < 1 or not prompt:
+    if count < 1 or not prompt:
         raise ImmunityError(
-            expected="at least one prompt and one image each", got=f"{len(prompt)}, {images}", remedy="--images 1"
+            expected="at least one prompt and one picture each", got=f"{len(prompt)}, {count}", remedy="--count 1"
         )
-    output.check()
+    output.check_folder("sample.json", inputs=model.inputs)
     loaded = model.load()
-    prompts = [text for text in prompt for _ in range(images)]
-    seeds = [seed + i for _ in prompt for i in range(images)]
-    with tqdm(desc="sample", unit="step", delay=3) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        pictures = loaded.sample(
-            prompts, seeds=seeds, steps=steps, guidance=guidance, negative=negative, batch=batch, progress=report
-        )
+    prompts = [text for text in prompt for _ in range(count)]
+    seeds = [seed + i for _ in prompt for i in range(count)]
+    pictures = draw(
+        loaded, prompts, seeds, label="sample", steps=steps, guidance=guidance, negative=negative, batch=batch
+    )
     settings = {"steps": steps, "guidance": guidance, "negative": negative, "batch": batch, "dtype": model.dtype}
     with replacing(output.out, force=output.force) as folder:
-        _write_pictures(folder, loaded, pictures, prompts, seeds, columns=images, settings=settings)
+        _write_pictures(folder, loaded, pictures, prompts, seeds, columns=count, settings=settings)
     print(output.out)
 
 
@@ -95,7 +99,7 @@ def export(model: ModelOptions, output: OutputOptions) -> None:
         model: The model.
         output: The result.
     """
-    output.check()
+    output.check_folder("model_index.json", inputs=model.inputs)
     model.load().export(output.out, force=output.force)
     print(output.out)
 
@@ -105,7 +109,7 @@ def _print_delta(delta: "Delta") -> None:
     _print_table(
         {
             "delta": delta.hash,
-            "method": f"{made.method} {json.dumps(made.config, ensure_ascii=False)}",
+            "method": made.method,
             "seed": made.seed,
             "base": f"{made.base} {made.base_hash}",
             "parents": ", ".join(made.parents) or "none",
@@ -113,6 +117,17 @@ def _print_delta(delta: "Delta") -> None:
             "made": f"{made.created} with {', '.join(f'{name} {version}' for name, version in made.versions.items())}",
         }
     )
+    print("settings")
+    for name, value in _flat(made.config):
+        print(f"  {name:30}{json.dumps(value, ensure_ascii=False)}")
+
+
+def _flat(values: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def _print_world(world: "World") -> None:
@@ -125,6 +140,14 @@ def _print_world(world: "World") -> None:
             "prompts": "; ".join((*world.captions.object[:1], *world.captions.style[:1], *world.captions.both[:1])),
         }
     )
+
+
+def _print_concepts(world: "World") -> None:
+    for title, entries in (("objects", world.objects), ("styles", world.styles)):
+        print(title)
+        for entry in entries:
+            near = f"  near {', '.join(entry.neighbours)}" if entry.neighbours else ""
+            print(f"  {entry.name:30}{entry.split}{near}")
 
 
 def _print_model(model: "DiffusionModel") -> None:

@@ -1,11 +1,17 @@
 """Groups of flags that several verbs share."""
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from immunity.errors import ImmunityError
+
 if TYPE_CHECKING:
+    from immunity.deltas import Delta
     from immunity.models import DiffusionModel
+    from immunity.worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,43 @@ class ModelOptions:
 
         return load(self.model, deltas=self.deltas, device=self.device, dtype=self.dtype)
 
+    def load_base(self) -> "LoadedBase":
+        """The model without its deltas, which have been tried on it."""
+        from immunity.deltas import Delta
+        from immunity.loading import load
+
+        deltas = tuple(Delta.load(path) for path in self.deltas)
+        model = load(self.model, device=self.device, dtype=self.dtype)
+        with ExitStack() as trial:
+            for delta in deltas:
+                trial.enter_context(delta.applied(model))
+        return LoadedBase(model, deltas)
+
+    def world(self) -> "World | None":
+        """The world that the model is of, if its name says so."""
+        from immunity.worlds import WORLDS, World
+
+        return World.open(self.model) if self.model in WORLDS and not Path(self.model).exists() else None
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What is read and must not be replaced by a result."""
+        return (Path(self.model), *self.deltas)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBase:
+    """A model before its deltas, and the deltas."""
+
+    model: "DiffusionModel"
+    deltas: "tuple[Delta, ...]"
+
+    def with_deltas(self) -> "DiffusionModel":
+        """The same model, now with the deltas in it."""
+        for delta in self.deltas:
+            delta.apply(self.model)
+        return self.model
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
@@ -34,10 +77,49 @@ class OutputOptions:
     out: Path
     """The file or folder to write."""
     force: bool = False
-    """Replace what is there."""
+    """Replace an earlier result."""
 
-    def check(self) -> None:
-        """Refuses an existing result before the work and not after it."""
+    def check_file(self, suffix: str, *, inputs: Iterable[Path]) -> None:
+        """Refuses, before the work and not after it, a name that the result cannot have."""
+        if self.out.suffix != suffix:
+            raise ImmunityError(
+                expected=f"a file name that ends in {suffix}", got=str(self.out), remedy=str(self.out) + suffix
+            )
+        self._check(inputs)
+        if self.out.is_dir():
+            raise ImmunityError(expected="a file to write", got=f"{self.out}, a folder", remedy="another name")
+
+    def check_folder(self, mark: str, *, inputs: Iterable[Path]) -> None:
+        """The same for a folder; `mark` is a file in every such result.
+
+        Not even `force` replaces a folder that holds something else.
+        """
+        self._check(inputs)
+        if not self.out.exists() or (self.out / mark).is_file():
+            return
+        if not self.out.is_dir() or any(self.out.iterdir()):
+            raise ImmunityError(
+                expected=f"an earlier result to replace (a folder with {mark})",
+                got=f"{self.out}, which is something else",
+                remedy="another path; nothing was changed",
+            )
+
+    def _check(self, inputs: Iterable[Path]) -> None:
         from immunity.atomic import refuse_existing
 
         refuse_existing(self.out, force=self.force)
+        if any(path.exists() and path.resolve() == self.out.resolve() for path in inputs):
+            raise ImmunityError(
+                expected="a result beside what it is made from", got=f"{self.out} for both", remedy="another path"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How the run goes."""
+
+    seed: int = 0
+    """Of everything random in it: the same command with the same seed gives the same tensors."""
+    save_every: int = 50
+    """Steps between two checkpoints, which stay in <out>.partial until the result is written: after a kill or an
+    interruption the same command goes on from there."""

@@ -23,6 +23,14 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "info": Command("models", "Tell what a model, a world or a delta is."),
+    "erase": Command("methods", "Remove concepts from a model's weights: a delta, one .safetensors file."),
+    "adapt": Command(
+        "methods",
+        "Teach a model something, as an attacker or an honest user would: a folder with a delta and an adapter file.",
+    ),
+    "immunize": Command(
+        "methods", "Change a model's weights so that a later adaptation fails: a delta, one .safetensors file."
+    ),
     "sample": Command(
         "models", "Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json."
     ),
@@ -39,27 +47,50 @@ def function_of(verb: str) -> Callable[..., None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; the answer is its exit code: 0, 2 for bad input, 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = _warn
     try:
-        if not given or given[0] in ("-h", "--help"):
-            print(_help())
-            return 0
-        if given[0] == "--version":
-            print(importlib.metadata.version(PROGRAM))
-            return 0
-        _run(given[0], given[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _run(given)
     except ImmunityError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"{PROGRAM}: interrupted; what was written before is whole, nothing half-written is left", file=sys.stderr
+        return _say(str(error), code=2)
+    except KeyboardInterrupt as error:
+        return _say(f"interrupted; nothing half-written is left; {error}".rstrip("; "), code=130)
+    except OSError as error:
+        # What the rooms have not foreseen is still the machine's trouble and not the program's.
+        problem = ImmunityError(
+            expected="files that can be read and written", got=str(error), remedy="another path or disk"
         )
-        return 130
+        return _say(str(problem), code=2)
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch's own class, by name: naming it properly would import PyTorch for `--help`.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        problem = ImmunityError(
+            expected="enough memory", got=str(error).splitlines()[0], remedy="a smaller --batch, or --dtype bfloat16"
+        )
+        return _say(str(problem), code=2)
+
+
+def _say(text: str, *, code: int) -> int:
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    return code
+
+
+def _run(given: Sequence[str]) -> int:
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if given[0] == "--version":
+        print(importlib.metadata.version(PROGRAM))
+        return 0
+    try:
+        _call(given[0], given[1:])
+    except SystemExit as leaving:  # how tyro ends after help (0) and after flags that it cannot read (2)
+        return leaving.code if isinstance(leaving.code, int) else 2
     return 0
 
 
-def _run(verb: str, arguments: Sequence[str]) -> None:
+def _call(verb: str, arguments: Sequence[str]) -> None:
     if verb not in COMMANDS:
         near = difflib.get_close_matches(verb, COMMANDS, n=1)
         raise ImmunityError(
@@ -69,10 +100,12 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
         )
     import tyro
 
+    from immunity.cli.choices import joined
+
     tyro.cli(
         function_of(verb),
         prog=f"{PROGRAM} {verb}",
-        args=arguments,
+        args=joined(arguments),
         # `--model` and not `--model.model`: the groups of options are for the reader of this file.
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )

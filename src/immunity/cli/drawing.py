@@ -1,0 +1,34 @@
+"""Pictures with a progress bar."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from immunity.models import DiffusionModel
+
+
+def draw(
+    model: "DiffusionModel",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    label: str,
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    batch: int = 8,
+) -> "Tensor":
+    """One picture a prompt; the bar shows once it has taken a few seconds."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, unit="step", delay=3, leave=False) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return model.sample(
+            prompts, seeds=seeds, steps=steps, guidance=guidance, negative=negative, batch=batch, progress=report
+        )

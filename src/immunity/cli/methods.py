@@ -1,0 +1,156 @@
+"""Verbs that make deltas: erase, adapt, immunize."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from immunity.adaptations import Adaptation, AnyAdaptation, Attached, AttackResult
+from immunity.adaptations import adapt as run_adaptation
+from immunity.atomic import replacing
+from immunity.cli.choices import AGAINST, name_of, subcommands
+from immunity.cli.options import ModelOptions, OutputOptions, RunOptions
+from immunity.cli.partial import partial
+from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
+from immunity.erasers import AnyEraser
+from immunity.immunizers import AnyImmunizer
+from immunity.optimize import Journal
+
+if TYPE_CHECKING:
+    EraserChoice = AnyEraser
+    AdaptationChoice = AnyAdaptation
+    AgainstChoice = AnyAdaptation
+    ImmunizerChoice = AnyImmunizer
+else:
+    EraserChoice = subcommands(AnyEraser)
+    AdaptationChoice = subcommands(AnyAdaptation)
+    AgainstChoice = subcommands(AnyAdaptation, before=f"{AGAINST} ")
+    ImmunizerChoice = subcommands(AnyImmunizer)
+
+ADAPTER_FILES = {"lora": "pytorch_lora_weights.safetensors"}
+"""The names under which other programs look for an adapter."""
+
+
+def erase(
+    model: ModelOptions, output: OutputOptions, run: RunOptions, what: ConceptOptions, method: EraserChoice
+) -> None:
+    """Remove concepts from a model's weights: a delta, one .safetensors file.
+
+    For example: immunity erase --model emoji --concept church --out erased.safetensors esd --steps 200
+
+    Args:
+        model: The model.
+        output: The result.
+        run: The run.
+        what: What is removed.
+        method: How it is removed; its own flags come after its name.
+    """
+    output.check_file(".safetensors", inputs=model.inputs)
+    concepts = what.concepts(model)
+    loaded = model.load()
+    identity = {
+        "erase": _described(method),
+        "concepts": [dataclasses.asdict(one) for one in concepts],
+        "seed": run.seed,
+    }
+    with partial(output, identity) as folder:
+        journal = Journal(folder=folder, every=run.save_every, label="erase")
+        method(loaded, concepts, seed=run.seed, journal=journal).save(output.out, force=output.force)
+    print(output.out)
+
+
+def adapt(
+    model: ModelOptions,
+    output: OutputOptions,
+    run: RunOptions,
+    pictures: PictureOptions,
+    samples: SampleOptions,
+    method: AdaptationChoice,
+) -> None:
+    """Teach a model something, as an attacker or an honest user would: a folder with a delta and an adapter file.
+
+    The folder has delta.safetensors (for --deltas), the adapter as other programs read it (of a LoRA
+    pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`), losses.json, and the grids of --sample-at.
+
+    For example: immunity adapt --model emoji --deltas erased.safetensors --concept church --out attack lora --rank 4
+
+    Args:
+        model: The model.
+        output: The result.
+        run: The run.
+        pictures: What is learned.
+        samples: Pictures on the way.
+        method: How it is learned; its own flags come after its name.
+    """
+    output.check_folder("delta.safetensors", inputs=(*model.inputs, *pictures.inputs))
+    samples.check(method.steps)
+    pictures.check(model)
+    base = model.load_base()
+    examples = pictures.read(base.model, model, seed=run.seed, verb="adapt")
+    loaded = base.with_deltas()
+    identity = {"adapt": _described(method), "samples": dataclasses.asdict(samples), "seed": run.seed}
+    with partial(output, identity) as folder:
+
+        def draw(step: int, _phi: Attached) -> None:
+            samples.draw(loaded, examples.prompts, folder / "samples" / f"{step:05}.png", seed=run.seed)
+
+        result = run_adaptation(
+            loaded,
+            examples,
+            method,
+            seed=run.seed,
+            at=samples.sample_at,
+            callback=draw,
+            journal=Journal(folder=folder, every=run.save_every, label="adapt"),
+        )
+        with replacing(output.out, force=output.force) as made:
+            made.mkdir()
+            _write_attack(result, method, made)
+            if samples.sample_at:
+                shutil.copytree(folder / "samples", made / "samples")
+    print(output.out)
+
+
+def immunize(
+    model: ModelOptions,
+    output: OutputOptions,
+    run: RunOptions,
+    pictures: PictureOptions,
+    method: ImmunizerChoice,
+    against: AgainstChoice,
+) -> None:
+    """Change a model's weights so that a later adaptation fails: a delta, one .safetensors file.
+
+    For example: immunity immunize --model emoji --deltas erased.safetensors --concept church
+    --out immune.safetensors imma --steps 1000 --against lora --rank 4
+
+    Args:
+        model: The model.
+        output: The result.
+        run: The run.
+        pictures: What an adaptation shall not learn.
+        method: How the model is immunized; its own flags come after its name.
+        against: The adaptation that shall fail; its own flags come last.
+    """
+    output.check_file(".safetensors", inputs=(*model.inputs, *pictures.inputs))
+    pictures.check(model)
+    base = model.load_base()
+    examples = pictures.read(base.model, model, seed=run.seed, verb="immunize")
+    loaded = base.with_deltas()
+    identity = {"immunize": _described(method), "against": _described(against), "seed": run.seed}
+    with partial(output, identity) as folder:
+        journal = Journal(folder=folder, every=run.save_every, label="immunize")
+        method(loaded, examples, against, seed=run.seed, journal=journal).save(output.out, force=output.force)
+    print(output.out)
+
+
+def _described(method: AnyEraser | AnyAdaptation | AnyImmunizer) -> dict[str, object]:
+    return {"name": name_of(type(method)), **dataclasses.asdict(method)}
+
+
+def _write_attack(result: AttackResult, method: Adaptation, folder: Path) -> None:
+    result.delta.save(folder / "delta.safetensors")
+    result.save_adapter(folder / ADAPTER_FILES.get(name_of(type(method)), "adapter.safetensors"))
+    losses = {"losses": result.losses, "seconds": round(result.seconds, 3)}
+    (folder / "losses.json").write_text(json.dumps(losses), encoding="utf-8")

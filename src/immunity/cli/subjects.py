@@ -1,0 +1,167 @@
+"""Flags that say what is erased, what is learned, and what is drawn on the way."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from immunity.cli.drawing import draw
+from immunity.cli.options import ModelOptions
+from immunity.concepts import Concept, Examples, Kind
+from immunity.errors import ImmunityError
+from immunity.models import DiffusionModel
+from immunity.optimize import derived_seed
+from immunity.worlds import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptOptions:
+    """What is removed."""
+
+    concept: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Its name; a world has its own, for other models any word will do. Once for each concept."""
+    kind: Kind | None = None
+    """What a concept is that no world knows; object unless said otherwise."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Prompts that ask for it, in place of those that follow from its name and kind."""
+
+    def concepts(self, model: ModelOptions) -> tuple[Concept, ...]:
+        if not self.concept:
+            raise ImmunityError(expected="a concept", got="none", remedy="--concept church")
+        if self.prompt and len(self.concept) > 1:
+            raise ImmunityError(
+                expected="--prompt with one concept", got=f"{len(self.concept)} concepts", remedy="leaving --prompt out"
+            )
+        world = model.world()
+        return tuple(_concept(name, world, self.kind, self.prompt) for name in self.concept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """What is learned: pictures from a folder, or of a concept."""
+
+    images: Path | None = None
+    """Folder of pictures. Their prompts are in its metadata.csv or metadata.jsonl (file_name, text), or --prompt."""
+    prompt: str | None = None
+    """One prompt for all pictures."""
+    concept: str | None = None
+    """In place of a folder: a world's own pictures of this concept; or, with --drawn, any concept."""
+    kind: Kind | None = None
+    """What a concept is that no world knows; object unless said otherwise."""
+    styles: tuple[str, ...] = ()
+    """Of a world's pictures, those by these artists: with others for the attack than for the defence, neither has seen
+    the other's pictures."""
+    drawn: int | None = None
+    """This many pictures of the concept, drawn by the model without its deltas; adapt and immunize draw different
+    ones."""
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        return () if self.images is None else (self.images,)
+
+    def check(self, model: ModelOptions) -> None:
+        """Finds what is wrong with the flags and the pictures, as far as that takes no model."""
+        if (self.images is None) == (self.concept is None):
+            got = "neither" if self.images is None else "both"
+            raise ImmunityError(expected="--images or --concept", got=got, remedy="--images FOLDER")
+        if self.images is not None and (self.drawn is not None or self.styles or self.kind is not None):
+            raise ImmunityError(
+                expected="--drawn, --styles and --kind with --concept", got="--images", remedy="leaving them out"
+            )
+        if self.drawn is not None and (self.drawn < 1 or self.styles):
+            raise ImmunityError(
+                expected="--drawn with a number of pictures and without --styles",
+                got=f"{self.drawn}{' and --styles' if self.styles else ''}",
+                remedy="--drawn 20",
+            )
+        world = model.world()
+        if self.images is not None:
+            # A picture that cannot be read is found now, and not after a model of gigabytes has been loaded.
+            Examples.from_folder(self.images, prompt=self.prompt, size=1)
+        elif self.drawn is None and world is None:
+            raise ImmunityError(
+                expected=f"pictures of {self.concept!r}",
+                got=f"only its name, as {model.model} is a model without a world",
+                remedy="--images FOLDER, or --drawn 20 to have them drawn",
+            )
+        elif self.drawn is None:
+            self._samples(world)
+        else:
+            self._concept(world)
+
+    def read(self, base: DiffusionModel, model: ModelOptions, *, seed: int, verb: str) -> Examples:
+        """The pictures, at the size of the model; `base` draws them where they are to be drawn."""
+        if self.images is not None:
+            return Examples.from_folder(self.images, prompt=self.prompt, size=base.resolution)
+        if self.drawn is None:
+            return self._samples(model.world())
+        concept = self._concept(model.world())
+        prompts = tuple(itertools.islice(itertools.cycle(concept.prompts), self.drawn))
+        seeds = [derived_seed(seed, "pictures for", verb, number) for number in range(self.drawn)]
+        images = draw(base, prompts, seeds, label="draw", steps=25, guidance=7.5)
+        return Examples(images, prompts, tuple(f"drawn by {base.name}, seed {one}" for one in seeds))
+
+    def _concept(self, world: World | None) -> Concept:
+        assert self.concept is not None
+        return _concept(self.concept, world, self.kind, () if self.prompt is None else (self.prompt,))
+
+    def _samples(self, world: World | None) -> Examples:
+        assert world is not None
+        assert self.concept is not None
+        examples = world.examples(self.concept, styles=self.styles or None)
+        return (
+            examples if self.prompt is None else dataclasses.replace(examples, prompts=(self.prompt,) * len(examples))
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Pictures on the way."""
+
+    sample_at: tuple[int, ...] = ()
+    """After each of these numbers of steps (0 for before the first), draw a grid: <out>/samples/<steps>.png."""
+    sample_prompt: tuple[str, ...] = ()
+    """A row each; the first prompts of the pictures unless given."""
+    sample_count: int = 4
+    """Pictures in a row: with --seed and the numbers after it as their seeds, so the same in every grid."""
+    sample_steps: int = 25
+    """Denoising steps."""
+    sample_guidance: float = 7.5
+    """Weight of the prompt against no prompt."""
+
+    def check(self, steps: int) -> None:
+        if self.sample_count < 1 or self.sample_steps < 1:
+            raise ImmunityError(
+                expected="at least one picture in a row and one denoising step",
+                got=f"{self.sample_count} and {self.sample_steps}",
+                remedy="--sample-count 4 --sample-steps 25",
+            )
+        if late := [step for step in self.sample_at if not 0 <= step <= steps]:
+            raise ImmunityError(
+                expected=f"--sample-at within the {steps} steps of the run", got=str(late[0]), remedy=f"0 to {steps}"
+            )
+
+    def draw(self, model: DiffusionModel, prompts: Sequence[str], file: Path, *, seed: int) -> None:
+        """Writes one grid; `prompts` are those of the pictures that are learned from."""
+        from immunity.pictures import grid, write_png
+
+        rows = self.sample_prompt or tuple(dict.fromkeys(prompts))[:4]
+        images = draw(
+            model,
+            [prompt for prompt in rows for _ in range(self.sample_count)],
+            [seed + number for _ in rows for number in range(self.sample_count)],
+            label=f"samples/{file.name}",
+            steps=self.sample_steps,
+            guidance=self.sample_guidance,
+        )
+        write_png(grid(images, self.sample_count), file, force=True)
+
+
+def _concept(name: str, world: World | None, kind: Kind | None, prompts: tuple[str, ...]) -> Concept:
+    if world is not None and kind is None:
+        known = world.concept(name)
+        return dataclasses.replace(known, prompts=prompts or known.prompts)
+    return Concept(name=name, kind=kind or "object", prompts=prompts)
