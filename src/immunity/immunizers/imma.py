@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from immunity.adaptations import Adaptation, Attached
 from immunity.adaptations.base import described
@@ -124,11 +124,11 @@ class Imma:
                     count = cycle * self.outer + phase - self.inner
                     # Pictures of the concept alone: a prior term is the attacker's, and nothing to be maximised.
                     x_i = batches.draw(outer_batch, count, seed=outer_order, generator=generator)
-                    loss = against.loss(model, x_i, generator)
+                    price: Tensor | float = 0.0
                     if retention is not None:
                         lost = retention.loss(model, original, phi, outer_batch, count, generator)
-                        loss = loss - self.retention_weight * lost
-                    return loop.steppers["outer"].step(loss)
+                        price = self.retention_weight * lost
+                    return loop.steppers["outer"].step(against.loss(model, x_i, generator) - price)
 
             optimizer = AdamW(lr=self.outer_lr, weight_decay=self.weight_decay)
             loop = Loop(
