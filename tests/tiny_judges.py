@@ -111,10 +111,10 @@ def dino_convolutional(folder: Path) -> Path:
     return folder
 
 
-def classifier(folder: Path) -> Path:
+def classifier(folder: Path, classes: tuple[str, ...] = CLASSES) -> Path:
     from transformers import ResNetForImageClassification
 
-    names = dict(enumerate(CLASSES))
+    names = dict(enumerate(classes))
     config = _resnet_config(id2label=names, label2id={name: i for i, name in names.items()})
     _seeded(lambda: ResNetForImageClassification(config), 5).half().save_pretrained(folder)
     _preprocessing(folder, size={"height": 16, "width": 16}, mean=[1.0] * 3, std=[0.5] * 3)
@@ -130,14 +130,14 @@ def perceptual(folder: Path) -> Path:
     return folder
 
 
-def world(folder: Path) -> Path:
+def world(folder: Path, *, styles: tuple[str, ...] = CLASSES) -> Path:
     """The judges' part of a world's folder."""
     parts = {
         "clip": dual_encoder,
         "dino": dino_convolutional,
         "lpips": perceptual,
         "object": classifier,
-        "style": classifier,
+        "style": lambda at: classifier(at, styles),
     }
     for part, build in parts.items():
         (folder / "judges" / part).mkdir(parents=True)
