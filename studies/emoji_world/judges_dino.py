@@ -153,8 +153,8 @@ def train_dino(work: Path, *, steps: int, batch: int = 128, seed: int = 14) -> N
         work,
         "dino",
         {
-            "test": "query: each picture of the eight known styles; gallery: all pictures of the other styles, of trained, "
-            "held_out and fold objects; by split of the query (fold: objects that no judge saw)",
+            "test": "query: each picture of the eight known styles; gallery: all pictures of the other styles, of "
+            "trained, held_out and fold objects; by split of the query (fold: objects that no judge saw)",
             "pictures": len(tested),
             **scores(features(model, ink), rows),
             "pixels_16x16": scores(pixels(ink), rows),
