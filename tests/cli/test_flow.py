@@ -1,0 +1,184 @@
+"""The whole flow on every tiny family, and what plain diffusers makes of its results."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from immunity import Delta, load
+
+from tests.cli.conftest import environment, immunity
+from tests.tiny import FAMILIES
+
+SAMPLE = ("--steps", 3, "--guidance", 3)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What the verbs wrote for one family."""
+
+    model: Path
+    root: Path
+
+    @property
+    def erased(self) -> Path:
+        return self.root / "erased.safetensors"
+
+    @property
+    def immune(self) -> Path:
+        return self.root / "immune.safetensors"
+
+    @property
+    def attack(self) -> Path:
+        return self.root / "attack"
+
+
+def run(*arguments: object) -> None:
+    done = immunity(*arguments)
+    assert done.code == 0, done
+    # No stray words of the libraries: a warning of ours at most, and bars on a slow machine.
+    assert all(line.startswith("immunity: ") or "|" in line for line in done.err.splitlines() if line.strip()), done.err
+
+
+@pytest.fixture(scope="module")
+def flows(tiny_folders, tmp_path_factory, pictures) -> dict[str, Flow]:
+    found = {}
+    for family in FAMILIES:
+        flow = found[family] = Flow(tiny_folders[family], tmp_path_factory.mktemp(family))
+        on = ("--model", flow.model)
+        run(
+            *("erase", *on, "--concept", "church", "--concept", "castle", "--out", flow.erased, "--seed", 3),
+            *("esd", "--steps", 3, "--lr", 1e-3, "--sampler-steps", 3),
+        )
+        learned = ("--deltas", flow.erased, "--images", pictures, "--prompt", "a church")
+        run(
+            *("immunize", *on, *learned, "--out", flow.immune),
+            *("imma", "--steps", 4, "--outer-lr", 1e-3, "--against", "lora", "--rank", 2),
+        )
+        # The prompts and seeds are those of `plain` below.
+        run(
+            *("adapt", *on, *learned, "--out", flow.attack, "--seed", 5),
+            *("--sample-at", 0, 6, "--sample-count", 2, "--sample-steps", 3, "--sample-guidance", 3),
+            *("lora", "--rank", 2, "--alpha", 4, "--steps", 6, "--lr", 0.05),
+        )
+        both = ("--deltas", flow.erased, flow.immune)
+        run("sample", *on, *both, "--prompt", "a church", "x", "--count", 2, *SAMPLE, "--out", flow.root / "pictures")
+        run("export", *on, *both, "--out", flow.root / "exported")
+        run("export", *on, "--deltas", flow.erased, "--out", flow.root / "exported-erased")
+    return found
+
+
+@pytest.fixture
+def flow(flows, family) -> Flow:
+    return flows[family]
+
+
+def test_each_verb_leaves_its_provenance(flow):
+    erased, immune = Delta.load(flow.erased), Delta.load(flow.immune)
+    attack = Delta.load(flow.attack / "delta.safetensors")
+    base = load(flow.model).base_hash
+    assert {made.provenance.base_hash for made in (erased, immune, attack)} == {base}
+    assert (erased.provenance.method, erased.provenance.seed, erased.provenance.config["steps"]) == ("Esd", 3, 3)
+    assert [concept["name"] for concept in erased.provenance.config["inputs"]["concepts"]] == ["church", "castle"]
+    assert immune.provenance.parents == attack.provenance.parents == (erased.hash,)
+    assert immune.provenance.config["inputs"]["against"]["rank"] == 2
+    shown = immunity("info", flow.immune)
+    assert shown.code == 0
+    assert "inputs.against.rank" in shown.out
+
+
+def test_nothing_is_left_of_the_runs(flow):
+    assert sorted(path.name for path in flow.root.iterdir()) == [
+        *("attack", "erased.safetensors", "exported", "exported-erased", "immune.safetensors", "pictures")
+    ]
+    assert sorted(path.relative_to(flow.attack).as_posix() for path in flow.attack.rglob("*")) == [
+        *("delta.safetensors", "losses.json", "pytorch_lora_weights.safetensors"),
+        *("samples", "samples/00000.png", "samples/00006.png"),
+    ]
+    assert len(json.loads((flow.attack / "losses.json").read_text())["losses"]) == 6
+
+
+def test_sample_writes_what_the_library_draws(flow):
+    record = json.loads((flow.root / "pictures" / "sample.json").read_text())
+    asked = [(row["prompt"], row["seed"]) for row in record["images"]]
+    assert asked == [("a church", 0), ("a church", 1), ("x", 0), ("x", 1)]
+    assert record["deltas"] == [Delta.load(path).hash for path in (flow.erased, flow.immune)]
+    model = load(flow.model, deltas=[flow.erased, flow.immune])
+    images = model.sample([prompt for prompt, _ in asked], seeds=[seed for _, seed in asked], steps=3, guidance=3)
+    for i, image in enumerate(images):
+        written = torch.tensor(list(Image.open(flow.root / "pictures" / f"{i:03}.png").tobytes()))
+        assert torch.equal(written, (image.permute(1, 2, 0).reshape(-1) * 255).round().long())
+    assert Image.open(flow.root / "pictures" / "grid.png").size == (2 * 16 + 2, 2 * 16 + 2)
+
+
+PLAIN = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+def draw(pipe, prompts, seeds):
+    images = pipe(prompts, generator=[torch.Generator().manual_seed(seed) for seed in seeds], num_inference_steps=3,
+                  guidance_scale=3, output_type="np").images
+    return (images * 255).round().astype(np.int16)
+
+def cells(file):
+    whole = np.asarray(Image.open(file)).astype(np.int16)
+    return np.stack([whole[:16, :16], whole[:16, 18:34]])
+
+found = {}
+for root in map(Path, sys.argv[1:]):
+    pipe = StableDiffusionPipeline.from_pretrained(root / "exported")
+    pipe.set_progress_bar_config(disable=True)
+    written = np.stack([np.asarray(Image.open(root / "pictures" / f"{i:03}.png")).astype(np.int16) for i in range(4)])
+    exported = np.abs(draw(pipe, ["a church", "a church", "x", "x"], [0, 1, 0, 1]) - written).max()
+    pipe = StableDiffusionPipeline.from_pretrained(root / "exported-erased")
+    pipe.set_progress_bar_config(disable=True)
+    before = draw(pipe, ["a church"] * 2, [5, 6])
+    pipe.load_lora_weights(root / "attack", weight_name="pytorch_lora_weights.safetensors")
+    after = draw(pipe, ["a church"] * 2, [5, 6])
+    first, last = (cells(root / "attack" / "samples" / name) for name in ("00000.png", "00006.png"))
+    found[root.name] = {
+        "exported": int(exported),
+        "before": int(np.abs(before - first).max()),
+        "after": int(np.abs(after - last).max()),
+        "learned": int(np.abs(after - before).max()),
+    }
+assert not any(name.split(".")[0] == "immunity" for name in sys.modules)
+print(json.dumps(found))
+"""
+
+
+def test_plain_diffusers_draws_the_same_from_the_exported_folder_and_from_the_lora_file(flows):
+    roots = [flow.root for flow in flows.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *roots], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for differences in json.loads(done.stdout.splitlines()[-1]).values():
+        assert differences["exported"] == 0
+        assert differences["before"] == 0
+        assert differences["after"] <= 1  # of 255: the adapter's products are summed in another order
+        assert differences["learned"] > 20, "an adapter that does nothing would prove nothing"
+
+
+def test_closed_form_half_precision_and_drawn_pictures(sd1, tmp_path):
+    on = ("--model", sd1)
+    run("erase", *on, "--dtype", "bfloat16", "--concept", "church", "--out", tmp_path / "uce.safetensors", "uce")
+    assert Delta.load(tmp_path / "uce.safetensors").provenance.method == "Uce"
+    digests = []
+    for verb, name, method in (
+        ("adapt", "attack", ("lora", "--steps", 1)),
+        ("immunize", "noise.safetensors", ("random-perturbation", "--against", "lora")),
+        ("immunize", "ascent.safetensors", ("ascent-only", "--steps", 1, "--against", "lora")),
+    ):
+        run(verb, *on, "--concept", "van gogh", "--kind", "style", "--drawn", 2, "--out", tmp_path / name, *method)
+        file = tmp_path / name / "delta.safetensors" if verb == "adapt" else tmp_path / name
+        digests.append(Delta.load(file).provenance.config.get("inputs", {}).get("examples"))
+    assert digests[0] != digests[2], "attack and defence draw different pictures"

@@ -1,0 +1,152 @@
+"""Runs that end too early lose nothing: the same command again gives what an uninterrupted one would have given."""
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from immunity import Delta
+from immunity.cli import subjects
+
+from tests.cli.conftest import PROGRAM, Done, environment, immunity
+
+
+def steps_in(checkpoint: Path) -> int:
+    return len(load_file(checkpoint)["results"]) if checkpoint.exists() else 0
+
+
+def stopped(arguments: list[str], sign: signal.Signals, *, when: Callable[[], bool]) -> Done:
+    """Starts the installed program and sends it the signal as soon as `when` says so."""
+    process = subprocess.Popen(
+        [PROGRAM, *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background makes its children ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        while not when():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(sign)
+        out, err = process.communicate(timeout=120)
+        return Done(process.returncode, out, err)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+
+def test_an_interruption_and_a_kill_do_not_change_the_result(sd1, pictures, tmp_path):
+    out = tmp_path / "immune.safetensors"
+    checkpoint = tmp_path / "immune.safetensors.partial" / "Imma.safetensors"
+
+    def command(out: Path, seed: int = 0) -> list[str]:
+        return [
+            *("immunize", "--model", str(sd1), "--images", str(pictures), "--prompt", "a church"),
+            *("--out", str(out), "--seed", str(seed), "--save-every", "1"),
+            *("imma", "--steps", "60", "--against", "lora", "--rank", "2"),
+        ]
+
+    done = stopped(command(out), signal.SIGINT, when=lambda: steps_in(checkpoint) >= 2)
+    assert done.code == 130, done
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("immunity: interrupted; nothing half-written is left; the same command again goes on")
+    assert "Traceback" not in done.err
+    first = steps_in(checkpoint)
+    assert 2 <= first < 60
+    assert not out.exists()
+
+    done = stopped(command(out), signal.SIGKILL, when=lambda: steps_in(checkpoint) >= first + 2)
+    assert done.code == -signal.SIGKILL
+    assert "going on from" in done.err
+    second = steps_in(checkpoint)
+    assert first + 2 <= second < 60
+    assert not out.exists()
+
+    other = immunity(*command(out, seed=1))
+    assert 'differs: "seed": 1 and not "seed": 0' in other.complaint
+    assert steps_in(checkpoint) == second
+
+    assert immunity(*command(out)).code == 0
+    assert not checkpoint.parent.exists()
+    whole = tmp_path / "whole.safetensors"
+    assert immunity(*command(whole)).code == 0
+    assert Delta.load(out).hash == Delta.load(whole).hash
+    assert immunity(*command(tmp_path / "other.safetensors", seed=1)).code == 0
+    assert Delta.load(tmp_path / "other.safetensors").hash != Delta.load(whole).hash
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch) -> Callable[[str], None]:
+    """Makes the drawing of a grid the moment at which the user loses patience."""
+    real = subjects.draw
+
+    def at(name: str) -> None:
+        def draw(*arguments, label, **settings):
+            if label.endswith(name):
+                raise KeyboardInterrupt
+            return real(*arguments, label=label, **settings)
+
+        monkeypatch.setattr(subjects, "draw", draw)
+
+    return at
+
+
+def test_grids_drawn_before_an_interruption_are_kept(sd1, pictures, tmp_path, interrupted_at):
+    def command(out: Path, *more: object) -> Done:
+        return immunity(
+            *("adapt", "--model", sd1, "--images", pictures, "--prompt", "a church", "--out", out, *more),
+            *("--save-every", 1, "--sample-at", 0, 1, 3, "--sample-count", 1, "--sample-steps", 1),
+            *("lora", "--steps", 3, "--lr", 0.01),
+        )
+
+    interrupted_at("00003.png")
+    done = command(tmp_path / "attack")
+    assert done.code == 130, done
+    assert not (tmp_path / "attack").exists()
+    interrupted_at("nothing")
+    done = command(tmp_path / "attack")
+    assert done.code == 0, done
+    assert "going on from" in done.err
+    assert command(tmp_path / "whole").code == 0
+    for file in ("samples/00000.png", "samples/00001.png", "samples/00003.png", "pytorch_lora_weights.safetensors"):
+        if file.endswith(".png"):
+            assert (tmp_path / "attack" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    first, second = (Delta.load(tmp_path / name / "delta.safetensors") for name in ("attack", "whole"))
+    assert first.hash == second.hash
+
+
+def test_force_begins_anew_where_another_run_was_interrupted(sd1, pictures, tmp_path, interrupted_at):
+    def command(*more: object) -> Done:
+        return immunity(
+            *("adapt", "--model", sd1, "--images", pictures, "--prompt", "a church", "--out", tmp_path / "attack"),
+            *("--save-every", 1, "--sample-at", 2, "--sample-count", 1, "--sample-steps", 1, *more, "lora"),
+            *("--steps", 2),
+        )
+
+    interrupted_at("00002.png")
+    assert command().code == 130
+    interrupted_at("nothing")
+    assert "--force to begin anew" in command("--seed", 1).complaint
+    done = command("--seed", 1, "--force")
+    assert done.code == 0, done
+    assert Delta.load(tmp_path / "attack" / "delta.safetensors").provenance.seed == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attack"]
+
+
+def test_an_interruption_before_the_first_checkpoint_leaves_nothing(sd1, pictures, tmp_path, interrupted_at):
+    interrupted_at("00000.png")
+    done = immunity(
+        *("adapt", "--model", sd1, "--images", pictures, "--prompt", "a church", "--out", tmp_path / "attack"),
+        *("--sample-at", 0, "lora", "--steps", 1),
+    )
+    assert done.code == 130
+    assert done.err.strip() == "immunity: interrupted; nothing half-written is left"
+    assert not list(tmp_path.iterdir())
