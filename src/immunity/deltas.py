@@ -38,7 +38,7 @@ class Patchable(Protocol):
     def parameters(self, group: str) -> Mapping[str, nn.Parameter]: ...
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -48,7 +48,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -69,8 +69,8 @@ class Provenance:
     """Hashes of the deltas that the base model carried when this one was made, in order."""
     composed: tuple[str, ...] = ()
     """Hashes of the deltas that were composed into this one, in order; empty for all others."""
-    versions: Mapping[str, str] = field(default_factory=_versions)
-    created: str = field(default_factory=_now)
+    versions: Mapping[str, str] = field(default_factory=package_versions)
+    created: str = field(default_factory=now)
 
     def __post_init__(self) -> None:
         try:

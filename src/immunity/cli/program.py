@@ -22,6 +22,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Command(
+        "study",
+        "Show the whole story on the embedded world: erased, relearned, immunized, relearned less, reported.",
+    ),
     "info": Command("models", "Tell what a model, a world or a delta is."),
     "erase": Command("methods", "Remove concepts from a model's weights: a delta, one .safetensors file."),
     "adapt": Command(
@@ -34,6 +38,9 @@ COMMANDS = {
     "sample": Command(
         "models", "Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json."
     ),
+    "measure": Command("study", "Score pictures of a concept one by one: a table, and the same as one .json file."),
+    "run": Command("study", "Carry out a study: a Python file that defines `study = Study(…)`."),
+    "report": Command("study", "Make one self-contained page of a study's records, finished or not."),
     "export": Command("models", "Write a model, with its deltas in it, as a plain diffusers folder."),
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from immunity.errors import ImmunityError
+from immunity.models.folders import quiet_libraries
 
 T = TypeVar("T")
 
@@ -42,7 +43,8 @@ def loaded(wanted: str, folder: Path, load: Callable[[], T]) -> T:
     from safetensors import SafetensorError
 
     try:
-        return load()
+        with quiet_libraries():
+            return load()
     # transformers raises each of these for files that are missing, cut short, or of another model.
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise ImmunityError(

@@ -1,0 +1,226 @@
+"""Verbs of the protocol: demo, run, measure, report."""
+
+import dataclasses
+import functools
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from immunity.checks import at_least
+from immunity.cli.drawing import draw
+from immunity.cli.options import ModelOptions, OutputOptions
+from immunity.cli.partial import Interrupted
+from immunity.concepts import Concept, Examples, Kind
+from immunity.errors import ImmunityError
+from immunity.evaluation.demo import demo_study
+from immunity.evaluation.folder_bench import FolderBench, Subject
+from immunity.evaluation.measure import measure as take
+from immunity.evaluation.measure import references
+from immunity.evaluation.outcome import outcome
+from immunity.evaluation.records import Records
+from immunity.evaluation.report import write_report
+from immunity.evaluation.store import in_eight_bits
+from immunity.evaluation.study import Study
+from immunity.evaluation.world_bench import WorldBench
+from immunity.metrics.clip import VIT_B_32
+from immunity.metrics.dino import VIT_S_16
+from immunity.optimize import derived_seed
+
+if TYPE_CHECKING:
+    from immunity.models import DiffusionModel
+
+_READ_AT = 512
+"""Pixels at which a folder of pictures is read that no model says the size of; judges see fewer."""
+
+
+def demo(*, concept: str = "church", out: Path = Path("runs/demo"), device: str = "cpu") -> None:
+    """Show the whole story on the embedded world: erased, relearned, immunized, relearned less, reported.
+
+    Takes a few minutes. Writes the folder of a small study, and report.html in it. Interrupted, the same command goes
+    on.
+
+    Args:
+        concept: An object or a style of the world.
+        out: The folder to write.
+        device: Where the model runs.
+    """
+    records = _run(demo_study(concept), out, device=device, save_every=50)
+    page = out / "report.html"
+    write_report(out, page, force=True)
+    print(outcome(records))
+    print(page)
+
+
+def run(study: Path, /, *, out: Path, device: str = "cpu", save_every: int = 50) -> None:
+    """Carry out a study: a Python file that defines `study = Study(…)`.
+
+    The file is executed, as `python` would. Every cell is written to the folder as soon as it is measured. Interrupted
+    or killed, the same command goes on where it was and repeats nothing that is finished.
+
+    For example: immunity run studies/relearning.py --out runs/relearning
+
+    Args:
+        study: The Python file.
+        out: The folder of its records; one where the same study was begun is gone on with.
+        device: Where the model runs.
+        save_every: Steps of training between two checkpoints.
+    """
+    records = _run(_study_of(study), out, device=device, save_every=save_every)
+    print(outcome(records))
+    print(f"now: immunity report {out} --out {out / 'report.html'}")
+
+
+def report(records: Path, /, output: OutputOptions) -> None:
+    """Make one self-contained page of a study's records, finished or not.
+
+    For example: immunity report runs/relearning --out relearning.html
+
+    Args:
+        records: The folder of records.
+        output: The result.
+    """
+    output.check_file(".html", inputs=(records,))
+    write_report(records, output.out, force=output.force)
+    print(output.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectOptions:
+    """What is measured."""
+
+    concept: str
+    """Its name; a world has its own, for other models any word will do."""
+    kind: Kind = "object"
+    """What it is, for a model without a world."""
+    pictures: Path | None = None
+    """Folder of pictures to measure; without it the model draws them."""
+    count: int = 8
+    """Pictures to draw."""
+    seed: int = 0
+    """Of the first picture; the next ones take the next seeds."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 7.5
+    """Weight of the prompt against no prompt."""
+
+    def draw(self, model: "DiffusionModel", prompts: Sequence[str], seeds: Sequence[int], label: str) -> Examples:
+        images = draw(model, prompts, seeds, label=label, steps=self.steps, guidance=self.guidance)
+        sources = tuple(f"{prompt} (seed {seed})" for prompt, seed in zip(prompts, seeds, strict=True))
+        return Examples(in_eight_bits(images), tuple(prompts), sources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Who judges: a world's judges, or for other models those of the literature where their weights are at hand."""
+
+    world: str | None = None
+    """Whose judges; the model's own if it is a world."""
+    reference: Path | None = None
+    """Folder of pictures to compare with, for a model without a world; else the model without its deltas draws them."""
+    clip: str | None = VIT_B_32
+    """Folder or hub name of CLIP, for a model without a world."""
+    dino: str | None = VIT_S_16
+    """Folder or hub name of DINO, for a model without a world."""
+    lpips: bool = True
+    """LPIPS too, for a model without a world."""
+
+    def bench(self, model: ModelOptions, subject: SubjectOptions) -> WorldBench | FolderBench:
+        world = self.world or (None if model.world() is None else model.model)
+        if world is None:
+            concept = Concept(name=subject.concept, kind=subject.kind)
+            taught = Subject(concept=concept, reference=self.reference)
+            return FolderBench(model=model.model, subjects=(taught,), clip=self.clip, dino=self.dino, lpips=self.lpips)
+        if self.reference is not None:
+            raise ImmunityError(
+                expected="--reference for a model without a world", got=f"the world {world}", remedy="leaving it out"
+            )
+        return WorldBench(world=world)
+
+
+def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions, judges: JudgeOptions) -> None:
+    """Score pictures of a concept one by one: a table, and the same as one .json file.
+
+    For example: immunity measure --model emoji --deltas erased.safetensors --concept church --out scores.json
+
+    Args:
+        model: The model.
+        output: The result.
+        subject: What is measured.
+        judges: Who judges.
+    """
+    given = [] if subject.pictures is None else [subject.pictures]
+    output.check_file(".json", inputs=(*model.inputs, *given))
+    at_least(subject, 1, "count", "steps")
+    bench = judges.bench(model, subject)
+    # A folder of pictures can be measured without the model, unless it must draw what they are compared with.
+    base = functools.cache(model.load_base)
+    size = base().model.resolution if subject.pictures is None else _READ_AT
+    panel = bench.open(device=model.device, size=size)
+
+    def draw_references(prompts: tuple[str, ...]) -> Examples:
+        seeds = [derived_seed(subject.seed, "reference", number) % 2**32 for number in range(len(prompts))]
+        return subject.draw(base().model, prompts, seeds, "draw pictures to compare with")
+
+    compared_with = references(panel, subject.concept, draw=draw_references, seed=subject.seed)
+    if subject.pictures is not None:
+        made = take(panel, subject.concept, Examples.from_folder(subject.pictures, prompt="", size=size), compared_with)
+    else:
+        loaded = base().with_deltas()
+        prompts = panel.questions(subject.concept, subject.count)
+        drawn = subject.draw(loaded, prompts, range(subject.seed, subject.seed + len(prompts)), "draw")
+        made = dataclasses.replace(
+            take(panel, subject.concept, drawn, compared_with),
+            model=loaded.name,
+            base_hash=loaded.base_hash,
+            deltas=loaded.parents,
+        )
+    made.save(output.out, force=output.force)
+    print(made.table())
+    print(output.out)
+
+
+def _run(study: Study, folder: Path, *, device: str, save_every: int) -> Records:
+    try:
+        return study.run(folder, device=device, every=save_every)
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"the same command again goes on from there, in {folder}") from error
+
+
+def _study_of(file: Path) -> Study:
+    """What the file defines as `study`. The file is executed: it is the user's own program."""
+    if file.suffix != ".py" or not file.is_file():
+        raise ImmunityError(
+            expected="a Python file that defines `study`",
+            got=f"{file} ({'which is no .py file' if file.exists() else 'which does not exist'})",
+            remedy="a file with `study = Study(…)`",
+        )
+    spec = importlib.util.spec_from_file_location("immunity_study", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # As Python does for a program: its own folder is searched first, and classes find the module that they are of.
+    sys.path.insert(0, str(file.resolve().parent))
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ImmunityError:
+        raise
+    except Exception as error:  # whatever the user's program raises
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        raise ImmunityError(
+            expected=f"{file} to run",
+            got=f"{type(error).__name__}: {error}" + (f" (line {line})" if line else ""),
+            remedy=f"python {file}",
+        ) from error
+    finally:
+        sys.path.pop(0)
+    study = vars(module).get("study")
+    if not isinstance(study, Study):
+        got = "none" if study is None else f"a {type(study).__name__}"
+        raise ImmunityError(expected=f"`study`, a Study, in {file}", got=got, remedy="study = Study(title=…, …)")
+    return study

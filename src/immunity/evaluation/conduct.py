@@ -1,0 +1,205 @@
+"""Carrying out a study, cell by cell."""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from immunity.adaptations import Attached, AttackResult, adapt
+from immunity.adaptations.base import described
+from immunity.concepts import Examples
+from immunity.deltas import now, package_versions
+from immunity.errors import ImmunityError
+from immunity.evaluation.changes import change
+from immunity.evaluation.laboratory import Laboratory
+from immunity.evaluation.machine import PeakMemory, machine
+from immunity.evaluation.records import Cell, CellKey, Plan, Point, RecordFolder, Records, Run
+from immunity.evaluation.store import Recipe, Store, drawn, keep_drawn
+from immunity.evaluation.study import Study
+from immunity.loading import load
+from immunity.optimize import DivergedError
+
+
+def conduct(study: Study, folder: Path, *, device: str, every: int, progress: bool) -> Records:
+    """What `Study.run` does."""
+    from tqdm import tqdm
+
+    model = load(study.bench.source, device=device, dtype=study.dtype)
+    panel = study.bench.open(device=device, size=model.resolution)
+    for name in (*study.concepts, *study.benign):
+        panel.concept(name)  # an unknown one is refused before hours of work and not after them
+    plan = study.plan(model, panel)
+    records = RecordFolder.create(folder, plan)
+    laboratory = Laboratory(study=study, model=model, panel=panel, store=Store(folder), every=every, progress=progress)
+    conductor = Conductor(laboratory, plan, records)
+    cells = list(plan.cells())
+    missing = [key for key in cells if not records.has(key)]
+    diverged: list[str] = []
+    with tqdm(
+        total=len(cells), initial=len(cells) - len(missing), desc=study.title, unit="cell", disable=not progress
+    ) as bar:
+        for key in missing:
+            bar.set_postfix_str(_spoken(key))
+            try:
+                conductor.carry_out(key)
+            except DivergedError as error:  # the other cells may be well
+                diverged.append(f"{_spoken(key)} ({error.got})")
+                laboratory.store.finished(_recipe(key))
+            bar.update()
+    if diverged:
+        raise ImmunityError(
+            expected="attacks and defences that stay finite",
+            got=f"{len(diverged)} that did not: {'; '.join(diverged)}",
+            remedy="lower learning rates, in a new folder; all other cells are finished and can be reported",
+        )
+    return records.read()
+
+
+@dataclass(frozen=True, eq=False)
+class _Questions:
+    """What every model of one concept, subject and seed is asked: the same prompts and the same noise for all arms."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """What a model does before any attack."""
+
+    images: Tensor
+    others: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Conductor:
+    """Measures cells and writes them down."""
+
+    laboratory: Laboratory
+    plan: Plan
+    records: RecordFolder
+    _before: dict[tuple[object, ...], _Before] = field(default_factory=dict, init=False)
+
+    def carry_out(self, key: CellKey) -> None:
+        """Measures one cell and writes it. The model is the base model before and after."""
+        started, peak = time.monotonic(), PeakMemory(self.laboratory.model.device)
+        role = self.plan.arm(key.arm).role
+        learned: dict[str, Examples] = {"reference": self.laboratory.pictures(key, "reference")}
+        if role not in ("base", "erased"):
+            learned["attack"] = self.laboratory.pictures(key, "attack")
+        if role in ("defended", "baseline"):
+            learned["defence"] = self.laboratory.pictures(key, "defence")
+        questions = self._questions(key)
+        losses: tuple[float, ...] = ()
+        with ExitStack() as changes:
+            deltas = change(self.laboratory, key, role, learned.get("defence"), changes)
+            before = self._look_before(key, questions)
+            images = {0: before.images}
+            if role not in ("base", "erased"):
+                result, after = self._attack(key, questions, learned["attack"])
+                deltas["attack"], losses = result.hash, result.losses
+                images |= after
+        references = learned["reference"].images
+        points = tuple(
+            Point(
+                step=step,
+                scores=self.laboratory.panel.scores(key.subject, pictures, references),
+                others=before.others if step == 0 else {},
+            )
+            for step, pictures in images.items()
+        )
+        run = self._run(key, deltas, learned, seconds=time.monotonic() - started, peak=peak.bytes())
+        cell = Cell(
+            concept=key.concept,
+            seed=key.seed,
+            arm=key.arm,
+            subject=key.subject,
+            prompts=questions.prompts,
+            picture_seeds=questions.seeds,
+            points=points,
+            losses=losses,
+            run=run,
+        )
+        self.records.write(cell, images)
+        self.laboratory.store.finished(_recipe(key))
+
+    def _questions(self, key: CellKey) -> _Questions:
+        prompts = self.laboratory.panel.questions(key.subject, self.laboratory.study.pictures)
+        return _Questions(prompts, self.laboratory.picture_seeds(key, "ask", len(prompts)))
+
+    def _look_before(self, key: CellKey, questions: _Questions) -> _Before:
+        """The erased model of one seed is looked at in its own cell and as the control: it is asked once."""
+        memo = (key.concept, key.seed, key.subject, self.laboratory.model.parents)
+        if memo not in self._before:
+            for other in [other for other in self._before if other[:2] != memo[:2]]:
+                del self._before[other]
+            images = self.laboratory.draw(questions.prompts, questions.seeds, _spoken(key))
+            others = self._ask_for_others(key) if key.subject == key.concept else {}
+            self._before[memo] = _Before(images, others)
+        return self._before[memo]
+
+    def _ask_for_others(self, key: CellKey) -> dict[str, tuple[float, ...]]:
+        asked = self.laboratory.panel.others(key.concept)
+        prompts = [prompt for each in asked.values() for prompt in each]
+        if not prompts:
+            return {}
+        seeds = self.laboratory.picture_seeds(key, "others", len(prompts))
+        images = self.laboratory.draw(prompts, seeds, f"{_spoken(key)}, other concepts")
+        parts = images.split([len(each) for each in asked.values()])
+        recognised = self.laboratory.panel.recognised
+        return {other: recognised(other, part) for other, part in zip(asked, parts, strict=True)}
+
+    def _attack(
+        self, key: CellKey, questions: _Questions, examples: Examples
+    ) -> tuple[AttackResult, dict[int, Tensor]]:
+        laboratory, study = self.laboratory, self.laboratory.study
+        work = laboratory.store.work(_recipe(key))
+
+        def look(step: int, _: Attached) -> None:
+            # Kept before the attack's checkpoint passes this step: a run that is resumed does not come by here again.
+            keep_drawn(work, step, laboratory.draw(questions.prompts, questions.seeds, f"{_spoken(key)}, step {step}"))
+
+        result = adapt(
+            laboratory.model,
+            examples,
+            study.attack,
+            seed=laboratory.seed(key, "attack", key.subject),
+            at=study.at,
+            callback=look,
+            journal=laboratory.journal(work, f"{_spoken(key)}: attack"),
+        )
+        laboratory.store.keep_adapter(_spoken(key), _recipe(key), result)
+        return result, {step: drawn(work, step) for step in study.at}
+
+    def _run(
+        self, key: CellKey, deltas: Mapping[str, str], learned: Mapping[str, Examples], *, seconds: float, peak: int
+    ) -> Run:
+        model, arm = self.laboratory.model, self.plan.arm(key.arm)
+        config = dict(arm.config)
+        method = str(config.pop("method", ""))
+        return Run(
+            base=model.name,
+            base_hash=model.base_hash,
+            method=method,
+            config=config,
+            attack=described(self.laboratory.study.attack) if "attack" in deltas else {},
+            deltas=deltas,
+            examples={purpose: examples.image_digests() for purpose, examples in learned.items()},
+            versions=package_versions(),
+            machine=machine(model.device),
+            wall_seconds=seconds,
+            peak_bytes=peak,
+            created=now(),
+        )
+
+
+def _recipe(key: CellKey) -> Recipe:
+    """Of what is under way for a cell; the folder belongs to one plan, which determines the rest."""
+    return {"cell": list(key)}
+
+
+def _spoken(key: CellKey) -> str:
+    return f"{key.subject} {key.seed} {key.arm}"

@@ -1,0 +1,94 @@
+"""What every cell of a study is made with: the model, the judges, seeds, pictures, and where things are kept."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from immunity.concepts import Examples
+from immunity.evaluation.bench import Panel, Purpose, ToDraw
+from immunity.evaluation.records import CellKey
+from immunity.evaluation.store import Store, in_eight_bits
+from immunity.evaluation.study import Study
+from immunity.models import DiffusionModel
+from immunity.optimize import Journal, derived_seed
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Laboratory:
+    """A study with its model and judges in memory."""
+
+    study: Study
+    model: DiffusionModel
+    """The base model, whenever no delta is applied."""
+    panel: Panel
+    store: Store
+    every: int
+    """Steps of training between two checkpoints."""
+    progress: bool
+
+    def seed(self, key: CellKey, *purpose: str | int) -> int:
+        """The arm is not in it: that is what pairs the arms."""
+        return derived_seed(self.study.seed, key.concept, key.seed, *purpose)
+
+    def picture_seeds(self, key: CellKey, use: str, count: int) -> tuple[int, ...]:
+        # Short enough to be typed by who wants to see the picture again.
+        return tuple(self.seed(key, use, key.subject, i) % 2**32 for i in range(count))
+
+    def journal(self, work: Path, label: str) -> Journal:
+        return Journal(folder=work, every=self.every, label=label if self.progress else "")
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], label: str) -> Tensor:
+        """What the model as it stands makes of the prompts, as picture files would hold it."""
+        from tqdm import tqdm
+
+        sampler = self.study.sampler
+        with tqdm(desc=f"{label}: draw", unit="step", delay=3, leave=False, disable=not self.progress) as bar:
+
+            def report(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            images = self.model.sample(
+                prompts,
+                seeds=seeds,
+                steps=sampler.steps,
+                guidance=sampler.guidance,
+                batch=sampler.batch,
+                progress=report,
+            )
+        return in_eight_bits(images)
+
+    def pictures(self, key: CellKey, purpose: Purpose) -> Examples:
+        """What the attack on the subject or the defence of the concept learns from, or results are compared with.
+
+        Call it while no delta is applied: what is drawn, the base model draws. References are the same for all seeds.
+        """
+        name = key.concept if purpose == "defence" else key.subject
+        seed = 0 if purpose == "reference" else key.seed
+        source = self.panel.pictures(
+            name,
+            purpose,
+            seed=derived_seed(self.study.seed, name, seed, "split"),
+            alone=key.subject != key.concept,
+        )
+        if not isinstance(source, ToDraw):
+            return source
+        prompts = source.prompts
+        seeds = [derived_seed(self.study.seed, name, seed, purpose, i) % 2**32 for i in range(len(prompts))]
+
+        def make() -> Examples:
+            assert not self.model.parents, "only the base model teaches"
+            images = self.draw(prompts, seeds, f"{name}: pictures for {purpose}")
+            return Examples(images, prompts, tuple(f"{self.model.name}, seed {each}" for each in seeds))
+
+        recipe = {
+            "base": self.model.base_hash,
+            "dtype": self.study.dtype,
+            "prompts": prompts,
+            "seeds": seeds,
+            "sampler": dataclasses.asdict(self.study.sampler),
+        }
+        return self.store.pictures(f"{name}-{seed}-{purpose}", recipe, size=self.model.resolution, make=make)

@@ -1,0 +1,133 @@
+"""What a study keeps beside its records, so that nothing is made twice.
+
+    deltas/<arm>-<key>.safetensors       each change of the model, once
+    adapters/<arm>-<key>.safetensors     each attack's φ, in the file format in which such adapters circulate
+    pictures/<purpose>-<key>/            what attack and defence learned from and results were compared with, a folder
+                                         of pictures with metadata.csv
+    work/<key>/                          checkpoints and pictures of what is under way; removed when it is finished
+
+A key is the hash of everything that determines the content, and so is known before the content is made.
+"""
+
+import csv
+import hashlib
+import io
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from immunity.adaptations import AttackResult
+from immunity.atomic import replacing, save_tensors
+from immunity.concepts import Examples
+from immunity.deltas import Delta
+from immunity.errors import ImmunityError
+from immunity.optimize import DivergedError, identity
+from immunity.pictures import to_bytes, write_png
+
+Recipe = Mapping[str, object]
+"""Everything that determines what is made, as plain values."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The part of a study's folder that is not records."""
+
+    folder: Path
+
+    def delta_path(self, name: str, recipe: Recipe) -> Path:
+        return self.folder / "deltas" / f"{_slug(name)}-{_key(recipe)}.safetensors"
+
+    def delta(self, name: str, recipe: Recipe, make: Callable[[Path], Delta]) -> Delta:
+        """The delta of that recipe; `make` is called with a folder for its checkpoint if there is none yet."""
+        path = self.delta_path(name, recipe)
+        if not path.exists():
+            try:
+                make(self.work(recipe)).save(path)
+            except DivergedError:
+                self.finished(recipe)  # going on from its checkpoint would only diverge again
+                raise
+            self.finished(recipe)
+        return Delta.load(path)
+
+    def keep_adapter(self, name: str, recipe: Recipe, result: AttackResult) -> None:
+        path = self.folder / "adapters" / f"{_slug(name)}-{_key(recipe)}.safetensors"
+        result.save_adapter(path, force=True)
+
+    def pictures(self, purpose: str, recipe: Recipe, *, size: int, make: Callable[[], Examples]) -> Examples:
+        """The pictures of that recipe as their files have them, eight bits a colour: what anyone can use again."""
+        path = self.folder / "pictures" / f"{purpose}-{_key(recipe)}"
+        if not path.exists():
+            made = make()
+            with replacing(path) as temporary:
+                temporary.mkdir(parents=True)
+                _write_imagefolder(temporary, made)
+        return Examples.from_folder(path, size=size)
+
+    def work(self, recipe: Recipe) -> Path:
+        """A folder for what is under way."""
+        path = self.folder / "work" / _key(recipe)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ImmunityError(
+                expected="a folder for records that can be written",
+                got=f"{path} ({error.strerror})",
+                remedy="another folder",
+            ) from error
+        return path
+
+    def finished(self, recipe: Recipe) -> None:
+        """Forgets what was under way. Call it when the result has been written."""
+        shutil.rmtree(self.folder / "work" / _key(recipe), ignore_errors=True)
+
+
+def keep_drawn(work: Path, step: int, images: Tensor) -> None:
+    """Keeps what was drawn in the middle of an attack, until the attack is over."""
+    save_tensors(work / f"drawn-{step:06d}.safetensors", {"images": to_bytes(images)}, {}, force=True)
+
+
+def drawn(work: Path, step: int) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = work / f"drawn-{step:06d}.safetensors"
+    try:
+        images: Tensor = load_file(path)["images"]
+        return images.float() / 255
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ImmunityError(
+            expected="the pictures drawn before this study was interrupted",
+            got=f"{path} ({error})",
+            remedy=f"removing {work}, which begins that attack anew",
+        ) from error
+
+
+def in_eight_bits(images: Tensor) -> Tensor:
+    """The pictures as a file would hold them: they are judged as anyone can see them."""
+    return to_bytes(images).to(torch.float32) / 255
+
+
+def _key(recipe: Recipe) -> str:
+    return hashlib.sha256(identity(recipe).encode()).hexdigest()[:16]
+
+
+def _slug(name: str) -> str:
+    """For people who look into the folder; the key is what tells files apart."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+
+
+def _write_imagefolder(folder: Path, examples: Examples) -> None:
+    table = io.StringIO(newline="")
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["file_name", "text", "source"])
+    for number, (image, prompt, source) in enumerate(
+        zip(examples.images, examples.prompts, examples.sources, strict=True)
+    ):
+        write_png(image, folder / f"{number:03d}.png")
+        rows.writerow([f"{number:03d}.png", prompt, source])
+    (folder / "metadata.csv").write_text(table.getvalue(), encoding="utf-8")

@@ -1,0 +1,168 @@
+"""A study: what is erased, attacked, defended and measured, and how often. One Python object, one folder of records."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from immunity.adaptations import AnyAdaptation
+from immunity.adaptations.base import described
+from immunity.checks import at_least
+from immunity.erasers import AnyEraser, Esd
+from immunity.errors import ImmunityError
+from immunity.evaluation.bench import Panel
+from immunity.evaluation.folder_bench import FolderBench
+from immunity.evaluation.records import Arm, Plan, Records
+from immunity.evaluation.world_bench import WorldBench
+from immunity.immunizers import AnyImmunizer, RandomPerturbation
+from immunity.models import DiffusionModel
+
+AnyBench = WorldBench | FolderBench
+
+RESERVED = ("base", "erased", "control")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How pictures are drawn: those that are judged, and those that a model draws to teach."""
+
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 7.5
+    """Weight of the prompt against no prompt."""
+    batch: int = 8
+    """Pictures at a time."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The same attack on a model without and with each defence, for several concepts and seeds.
+
+    For each concept and seed: the base model; the erased model; the attack on the erased model (the control); and the
+    same attack – same pictures, same seeds, same prompts – after each defence and each baseline. Everything random is
+    seeded from `seed`, the concept, the seed of the repetition and the purpose, so that arms are paired.
+    """
+
+    title: str
+    bench: AnyBench
+    """The base model, who teaches its concepts and who judges them."""
+    concepts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Repetitions: each draws its own pictures and trains everything anew."""
+    eraser: AnyEraser | None = field(default_factory=Esd)
+    """None: the base model itself is attacked, as in personalization."""
+    attack: AnyAdaptation
+    defences: Mapping[str, AnyImmunizer]
+    """By the name of the arm. The first is the one that the report is about."""
+    baselines: Mapping[str, AnyImmunizer] = field(default_factory=dict)
+    """Changes that are not expected to help. A `RandomPerturbation` may be `like` a defence, by the name of its arm."""
+    benign: tuple[str, ...] = ()
+    """Unrelated subjects that the same attack is to teach, without and with the defences."""
+    at: tuple[int, ...] = ()
+    """Steps of the attack after which pictures are drawn, the last step among them; empty for an eighth, a quarter, a
+    half and all of them. Before the attack they always are."""
+    pictures: int = 8
+    """Pictures drawn each time."""
+    sampler: Sampler = Sampler()
+    seed: int = 0
+    dtype: str = "float32"
+    """Of the denoiser and the text encoder."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Names of arms for people, in place of those made from their methods."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "pictures")
+        at_least(self.attack, 1, "steps")
+        if not self.at:
+            steps = self.attack.steps
+            object.__setattr__(self, "at", tuple(sorted({max(1, steps // part) for part in (8, 4, 2, 1)})))
+        if list(self.at) != sorted(set(self.at)) or self.at[0] < 1 or self.at[-1] != self.attack.steps:
+            raise ImmunityError(
+                expected=f"steps of the attack that rise from 1 or later to its last, {self.attack.steps}",
+                got=", ".join(map(str, self.at)),
+                remedy="at=(), or the attack's own steps as the last",
+            )
+        self._check_arms()
+
+    def _check_arms(self) -> None:
+        names = [*RESERVED, *self.defences, *self.baselines]
+        if not self.defences or len(set(names)) < len(names):
+            raise ImmunityError(
+                expected=f"at least one defence, and for each arm a name of its own, not {', '.join(RESERVED)}",
+                got=", ".join((*self.defences, *self.baselines)) or "none",
+                remedy='defences={"imma": Imma()}',
+            )
+        for name, method in self.baselines.items():
+            if isinstance(method, RandomPerturbation) and method.like not in (None, *self.defences):
+                raise ImmunityError(
+                    expected=f"{name} like one of the defences: {', '.join(self.defences)}",
+                    got=repr(method.like),
+                    remedy="the name of a defence's arm",
+                )
+        if any(isinstance(method, RandomPerturbation) and method.like for method in self.defences.values()):
+            raise ImmunityError(
+                expected="a random change like a defence among the baselines",
+                got="one among the defences",
+                remedy='baselines={"noise": RandomPerturbation(like="imma")}',
+            )
+
+    def method(self, arm: str) -> AnyImmunizer:
+        """What makes the model of a defence's or a baseline's arm."""
+        return self.defences[arm] if arm in self.defences else self.baselines[arm]
+
+    def plan(self, model: DiffusionModel, panel: Panel) -> Plan:
+        """What the study's folder will hold when it is complete."""
+        arms = [Arm(name="base", role="base", label=self.labels.get("base", "Base model"))]
+        if self.eraser is not None:
+            label = self.labels.get("erased", f"Erased ({_spoken(self.eraser)})")
+            arms.append(Arm(name="erased", role="erased", label=label, config=_config(self.eraser)))
+        arms.append(Arm(name="control", role="control", label=self.labels.get("control", "Control, undefended")))
+        for name, method in self.defences.items():
+            label = self.labels.get(name, f"Immunized ({_spoken(method)})")
+            arms.append(Arm(name=name, role="defended", label=label, config=_config(method)))
+        for name, method in self.baselines.items():
+            label = self.labels.get(name, _spoken(method))
+            arms.append(Arm(name=name, role="baseline", label=label, config=_config(method)))
+        return Plan(
+            title=self.title,
+            concepts=self.concepts,
+            seeds=self.seeds,
+            arms=tuple(arms),
+            metrics=panel.metrics,
+            benign=self.benign,
+            settings={
+                "model": model.name,
+                "base_hash": model.base_hash,
+                "dtype": self.dtype,
+                "attack": described(self.attack),
+                "at": list(self.at),
+                "pictures": self.pictures,
+                "sampler": dataclasses.asdict(self.sampler),
+                "bench": self.bench.described(),
+                "seed": self.seed,
+            },
+        )
+
+    def run(self, folder: str | Path, *, device: str = "cpu", every: int = 50, progress: bool = True) -> Records:
+        """Measures every cell that `folder` does not hold yet, each written as soon as it is done.
+
+        Killed and called again it goes on where it was, in the middle of an attack too, and gives the same records as
+        if it had not been killed, but for times. `every`: steps of training between two checkpoints.
+        """
+        from immunity.evaluation.conduct import conduct
+
+        return conduct(self, Path(folder), device=device, every=every, progress=progress)
+
+
+def _config(method: AnyEraser | AnyImmunizer) -> dict[str, object]:
+    return {"method": type(method).__name__, **dataclasses.asdict(method)}
+
+
+def _spoken(method: AnyEraser | AnyImmunizer) -> str:
+    """ESD, UCE, IMMA: the short names of methods are acronyms; the long ones are words."""
+    name = type(method).__name__
+    return name.upper() if len(name) <= 4 else " ".join(re.findall("[A-Z][a-z]*", name)).capitalize()

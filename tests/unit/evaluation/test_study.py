@@ -1,0 +1,210 @@
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from immunity import Delta, Examples, ImmunityError, load
+from immunity.adaptations import Lora
+from immunity.evaluation import report
+from immunity.evaluation.records import CellKey, Run
+from immunity.immunizers import AscentOnly, Imma, RandomPerturbation
+
+from tests import tiny_study
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def records(toy, tmp_path_factory):
+    """A whole study, not interrupted."""
+    return tiny_study.study(toy).run(tmp_path_factory.mktemp("records"), progress=False)
+
+
+def cell(records, arm, *, seed=0, subject="church"):
+    return records.cells[CellKey("church", seed, arm, subject)]
+
+
+def test_every_cell_is_measured_and_nothing_is_left_under_way(records):
+    assert records.missing() == ()
+    assert len(records.finished) == 2 * (3 + 1 + 3 + 2)
+    assert cell(records, "base").steps == cell(records, "erased").steps == (0,)
+    assert cell(records, "imma").steps == (0, 2, 4)
+    assert len(cell(records, "imma").losses) == 4
+    assert not any((records.folder / "work").iterdir())
+    for found in records.finished:
+        assert found.run.wall_seconds > 0
+        assert found.run.peak_bytes > 1e7
+        assert all(len(point.pictures) == 2 for point in found.points)
+
+
+def test_what_is_measured_twice_is_measured_in_the_same_way(records):
+    """Control, defences and baselines: same erased model, same attacker's pictures, same prompts, same noise."""
+    for seed in (0, 1):
+        for subject in ("church", "dog face"):
+            control = cell(records, "control", seed=seed, subject=subject)
+            for arm in ("imma", "ascent", "noise", "nothing") if subject == "church" else ("imma",):
+                other = cell(records, arm, seed=seed, subject=subject)
+                assert (other.prompts, other.picture_seeds) == (control.prompts, control.picture_seeds)
+                assert other.run.deltas["erase"] == control.run.deltas["erase"]
+                assert other.run.examples["attack"] == control.run.examples["attack"]
+                assert other.run.examples["reference"] == control.run.examples["reference"]
+                assert not set(other.run.examples["attack"]) & set(other.run.examples["defence"])
+    assert cell(records, "erased").points[0].scores == cell(records, "control").points[0].scores
+    assert cell(records, "base").picture_seeds == cell(records, "control").picture_seeds
+    assert not set(cell(records, "base").picture_seeds) & set(cell(records, "base", seed=1).picture_seeds)
+    assert cell(records, "control").run.deltas["erase"] != cell(records, "control", seed=1).run.deltas["erase"]
+
+
+def test_a_defence_that_changes_nothing_gives_the_controls_scores(records):
+    for seed in (0, 1):
+        control, nothing = cell(records, "control", seed=seed), cell(records, "nothing", seed=seed)
+        assert [point.scores for point in nothing.points] == [point.scores for point in control.points]
+        assert nothing.losses == control.losses
+        assert cell(records, "imma", seed=seed).losses != control.losses
+
+
+def test_other_concepts_are_asked_for_before_the_attack(records):
+    for arm in ("base", "erased", "control", "imma", "noise"):
+        before, *after = cell(records, arm).points
+        assert before.others.keys() == {"castle"}
+        assert len(before.others["castle"]) == 2
+        assert not any(point.others for point in after)
+
+
+def test_the_random_change_is_as_large_as_the_defence(records, toy):
+    deltas = {delta.hash: delta for delta in map(Delta.load, (records.folder / "deltas").iterdir())}
+    made = {arm: cell(records, arm).run.deltas for arm in ("imma", "noise")}
+    before = load(toy / "generator", deltas=[deltas[made["imma"]["erase"]]]).parameters("all")
+    sizes = {
+        arm: {name: (value - before[name]).norm() for name, value in deltas[hashes["immunize"]].tensors.items()}
+        for arm, hashes in made.items()
+    }
+    assert sizes["imma"].keys() == sizes["noise"].keys()
+    for name, size in sizes["imma"].items():
+        torch.testing.assert_close(sizes["noise"][name], size, rtol=1e-3, atol=1e-5)
+
+
+def test_pictures_that_taught_can_be_used_again(records):
+    learned = cell(records, "imma").run.examples
+    for purpose in ("attack", "defence"):
+        (folder,) = (records.folder / "pictures").glob(f"church-0-{purpose}-*")
+        examples = Examples.from_folder(folder, size=16)
+        assert examples.image_digests() == learned[purpose]
+        assert examples.prompts == ("a church, noto", "a church, blob", "a church, noto")
+
+
+def test_running_it_again_repeats_nothing(records, toy):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in records.folder.rglob("*.*") if path.name != "study.json"}
+
+    before = times()
+    again = tiny_study.study(toy).run(records.folder, progress=False)
+    assert times() == before
+    assert again.finished == records.finished
+
+
+def test_a_study_can_be_widened(toy, tmp_path):
+    first = tiny_study.short(toy).run(tmp_path, progress=False)
+    wider = tiny_study.short(toy, baselines={"noise": RandomPerturbation(like="imma")}).run(tmp_path, progress=False)
+    assert wider.missing() == ()
+    assert len(wider.finished) == len(first.finished) + 1
+    assert all(wider.cells[each.key] == each for each in first.finished)
+    with pytest.raises(ImmunityError, match=r"a plan that differs in .*settings; try another folder"):
+        tiny_study.short(toy, pictures=3).run(tmp_path, progress=False)
+
+
+def test_the_report_is_made_of_the_records(records):
+    page = report.render(records, draws=50)
+    for expected in ("Relearning church on a toy", "Immunized (IMMA)", "Random perturbation", "dog face", "castle"):
+        assert expected in page
+
+
+def test_a_study_killed_again_and_again_gives_the_same_records(records, toy, tmp_path):
+    """kill -9 in the middle of the defence, of the attack on the control, and of one on a defended model."""
+    counter = tmp_path / "losses"
+    counter.write_text("0")
+    environment = {
+        **os.environ,
+        "LOSSES_COUNTED_IN": str(counter),
+        # Uninterrupted, the losses 1 to 4 are the attack's on the control, 5 to 8 IMMA's, and 9 to 12 the attack's on
+        # what IMMA made; each kill is one loss more.
+        "LETHAL": "3 7 13",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tiny_study", toy, tmp_path / "records"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4"], "it was not killed three times"
+    killed = report.RecordFolder(tmp_path / "records").read()
+    assert {key.arm for key in killed.cells} == {"base", "erased", "control", "imma"}
+    for each in killed.finished:
+        assert _without_times(each) == _without_times(records.cells[each.key])
+    for file in (killed.folder / "cells").rglob("*.png"):
+        assert file.read_bytes() == (records.folder / file.relative_to(killed.folder)).read_bytes()
+    assert not any((killed.folder / "work").iterdir())
+
+
+def _without_times(found):
+    run = dataclasses.replace(found.run, wall_seconds=0.0, peak_bytes=0, created="")
+    return dataclasses.replace(found, run=run)
+
+
+def test_a_defence_or_attack_that_diverges_does_not_stop_the_others(toy, tmp_path):
+    study = tiny_study.short(toy, defences={"imma": Imma(steps=4, outer_lr=1e30, clip=None)})
+    with pytest.raises(ImmunityError, match=r"1 that did not: church 0 imma .*lower learning rates"):
+        study.run(tmp_path, progress=False)
+    assert [key.arm for key in report.RecordFolder(tmp_path).read().missing()] == ["imma"]
+    assert not any((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"defences": {}}, "at least one defence"),
+        ({"defences": {"control": Imma()}}, "not base, erased, control"),
+        ({"baselines": {"imma": AscentOnly()}}, "a name of its own"),
+        ({"baselines": {"noise": RandomPerturbation(like="another")}}, "noise like one of the defences: imma"),
+        ({"defences": {"other": RandomPerturbation(like="other")}, "baselines": {}}, "among the baselines"),
+        ({"at": (1, 3)}, "to its last, 4"),
+        ({"at": (0, 4)}, "from 1 or later"),
+        ({"at": (3, 2, 4)}, "rise"),
+        ({"attack": Lora(steps=0), "at": ()}, "steps of at least 1"),
+        ({"pictures": 0}, "pictures of at least 1"),
+    ],
+)
+def test_studies_that_make_no_sense(toy, changes, message):
+    with pytest.raises(ImmunityError, match=message):
+        tiny_study.study(toy, **changes)
+
+
+@pytest.mark.parametrize("where", ["concepts", "benign"])
+def test_an_unknown_concept_is_refused_before_anything_is_written(toy, tmp_path, where):
+    with pytest.raises(ImmunityError, match=r"an object or a style of the world toy; got 'chruch'"):
+        tiny_study.short(toy, **{where: ("chruch",)}).run(tmp_path / "records", progress=False)
+    assert not (tmp_path / "records").exists()
+
+
+def test_points_are_chosen_where_none_are_given(toy):
+    assert tiny_study.study(toy, attack=Lora(steps=80), at=()).at == (10, 20, 40, 80)
+    assert tiny_study.study(toy, attack=Lora(steps=1), at=()).at == (1,)
+
+
+def test_a_run_is_described_in_full(records):
+    run: Run = cell(records, "noise").run
+    assert run.method == "RandomPerturbation"
+    assert run.config == {"group": "attention", "norm": 1.0, "like": "imma"}
+    assert run.attack["method"] == "Mortal"
+    assert list(run.deltas) == ["erase", "immunize", "attack"]
+    assert cell(records, "control").run.method == ""
+    assert cell(records, "base").run.deltas == cell(records, "base").run.attack == {}
