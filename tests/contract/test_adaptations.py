@@ -1,0 +1,269 @@
+"""What every adaptation promises, on every tiny family."""
+
+import dataclasses
+import types
+from typing import get_args
+
+import pytest
+import torch
+
+from immunity import Examples, ImmunityError, load
+from immunity.adaptations import Adaptation, AnyAdaptation, Batches, Lora, adapt, denoising_loss
+from immunity.deltas import hash_tensors
+from immunity.optimize import Journal, thawed
+
+from tests import tiny
+
+ADAPTATIONS: dict[str, Adaptation] = {
+    "lora": Lora(lr=1e-2, steps=3, batch=2),
+    "lora-scaled": Lora(lr=1e-2, steps=3, batch=2, rank=2, alpha=3.0, mirror=True, balance=True),
+}
+FIRST = tiny.FAMILIES[:1]
+
+
+@pytest.fixture(params=ADAPTATIONS)
+def adaptation(request) -> Adaptation:
+    return ADAPTATIONS[request.param]
+
+
+@pytest.fixture
+def examples(model) -> Examples:
+    images = torch.rand(4, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
+    return Examples(images, ("image of church",) * 3 + ("church",), tuple("abcd"))
+
+
+def test_every_adaptation_is_here():
+    members = get_args(AnyAdaptation) if isinstance(AnyAdaptation, types.UnionType) else (AnyAdaptation,)
+    assert {type(adaptation) for adaptation in ADAPTATIONS.values()} == set(members)
+
+
+def randomise(phi, scale: float = 0.1) -> None:
+    generator = torch.Generator().manual_seed(1)
+    phi.load_state_dict(
+        {name: scale * torch.randn(value.shape, generator=generator) for name, value in phi.state_dict().items()}
+    )
+
+
+def prediction(model) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    noisy = torch.randn(4, *model.latent_shape, generator=generator)
+    with torch.no_grad():
+        return model.predict(noisy, model.sample_times(4, generator), model.encode_prompts(["church"] * 4))
+
+
+def state(model) -> tuple:
+    modules = [
+        (part, name, type(module)) for part, whole in model.components.items() for name, module in whole.named_modules()
+    ]
+    marks = [value.requires_grad or value.grad is not None for value in model.parameters("all").values()]
+    return (
+        modules,
+        marks,
+        [module.training for module in model.components.values()],
+        hash_tensors(model.parameters("all")),
+    )
+
+
+def test_an_attack_leaves_the_model_as_it_was(model, examples, adaptation):
+    before, prior, randomness = state(model), prediction(model), torch.random.get_rng_state()
+    first = adapt(model, examples, adaptation, seed=0)
+    assert state(model) == before
+    assert torch.equal(prediction(model), prior)
+    assert torch.equal(torch.random.get_rng_state(), randomness), "the global generator is not touched"
+    assert adapt(model, examples, adaptation, seed=0).hash == first.hash
+    assert adapt(model, examples, adaptation, seed=0).delta.hash == first.delta.hash
+    assert len(first.losses) == adaptation.steps
+    assert all(value.isfinite().all() for value in first.delta.tensors.values())
+    assert set(first.delta.tensors) <= set(model.parameters("all"))
+    assert first.delta.provenance.config["inputs"] == {"examples": examples.digest()}
+
+
+def test_phi_is_disjoint_from_theta_and_does_nothing_at_first(model, adaptation):
+    base = prediction(model)
+    with adaptation.attach(model, seed=0) as phi:
+        theta = {id(value) for value in model.parameters("all").values()}
+        storage = {value.data_ptr() for value in model.parameters("all").values()}
+        assert phi.parameters()
+        assert not any(id(value) in theta or value.data_ptr() in storage for value in phi.parameters())
+        assert not any(value.requires_grad for value in phi.parameters())
+        torch.testing.assert_close(prediction(model), base, rtol=0, atol=1e-6)
+        randomise(phi)
+        changed = prediction(model)
+        assert (changed - base).abs().max() > 1e-3, "the control: φ is part of the forward pass"
+        with phi.disabled():
+            torch.testing.assert_close(prediction(model), base, rtol=0, atol=1e-6)
+        assert torch.equal(prediction(model), changed)
+
+
+def test_the_loss_reaches_phi_and_nothing_else(model, examples, adaptation):
+    batches = adaptation.prepare(model, examples)
+    with adaptation.attach(model, seed=0) as phi, thawed(phi.parameters()):
+        randomise(phi)
+        generator = torch.Generator().manual_seed(0)
+        batch = adaptation.draw(batches, 0, seed=0, generator=generator)
+        adaptation.loss(model, batch, generator).backward()
+        assert all(value.grad is not None and value.grad.abs().max() > 0 for value in phi.parameters())
+        assert all(value.grad is None for value in model.parameters("all").values())
+
+
+def test_a_merged_delta_equals_the_attached_forward(model, examples, adaptation):
+    base, before = prediction(model), hash_tensors(model.parameters("all"))
+    with adaptation.attach(model, seed=0) as phi:
+        randomise(phi)
+        attached, merged = prediction(model), phi.merged()
+        assert hash_tensors(model.parameters("all")) == before, "merging is a question, not a change"
+    parameters = model.parameters("all")
+    with torch.no_grad():
+        for name, value in merged.items():
+            parameters[name].copy_(value)
+    torch.testing.assert_close(prediction(model), attached, rtol=1e-4, atol=1e-5)
+    assert (attached - base).abs().max() > 1e-3
+
+
+def test_the_model_is_whole_again_when_the_block_fails(model, adaptation):
+    before = state(model)
+    with pytest.raises(RuntimeError, match="on purpose"), adaptation.attach(model, seed=0):
+        raise RuntimeError("on purpose")
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_phi_is_drawn_from_the_seed_alone(model, adaptation):
+    states = []
+    for seed in (0, 0, 1):
+        with adaptation.attach(model, seed=seed) as phi:
+            states.append(hash_tensors(phi.state_dict()))
+            randomise(phi)
+            phi.reset(seed)
+            assert hash_tensors(phi.state_dict()) == states[-1]
+    assert states[0] == states[1] != states[2]
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_it_learns(model, examples, adaptation):
+    """The positive control of every claim that a defence holds: on a bare model the attack works."""
+
+    def loss() -> float:
+        batches, generator = Batches.encode(model, examples), torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            drawn = [batches.draw(16, number, seed=0, generator=generator) for number in range(2)]
+            return sum(denoising_loss(model, batch, generator).item() for batch in drawn) / 2
+
+    before = loss()
+    longer = dataclasses.replace(adaptation, lr=2e-2, steps=40, batch=8)
+    with adapt(model, examples, longer, seed=0).delta.applied(model):
+        assert loss() < 0.95 * before
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_the_callback_sees_the_attack_on_its_way(model, examples, adaptation):
+    pictures = {}
+
+    def look(step, phi):
+        pictures[step] = (hash_tensors(phi.state_dict()), model.sample(["church"], seeds=[0], steps=1))
+
+    plain = adapt(model, examples, adaptation, seed=0)
+    watched = adapt(model, examples, adaptation, seed=0, at=(0, 2, 3), callback=look)
+    assert watched.hash == plain.hash, "looking changes nothing"
+    assert sorted(pictures) == [0, 2, 3]
+    assert not torch.equal(pictures[0][1], pictures[3][1])
+    assert pictures[2][0] != pictures[3][0]
+    with watched.delta.applied(model):
+        torch.testing.assert_close(model.sample(["church"], seeds=[0], steps=1), pictures[3][1], rtol=0, atol=1e-3)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_an_attack_resumes_to_the_same_bits(model, examples, adaptation, tmp_path):
+    def kill(done, _result):
+        if done == 2:
+            raise KilledError
+
+    whole, before = adapt(model, examples, adaptation, seed=0), state(model)
+    with pytest.raises(KilledError):
+        adapt(model, examples, adaptation, seed=0, journal=Journal(folder=tmp_path, every=1, on_step=kill))
+    assert state(model) == before
+    resumed = adapt(model, examples, adaptation, seed=0, journal=Journal(folder=tmp_path, every=1))
+    assert resumed.delta.hash == whole.delta.hash
+    assert resumed.losses == whole.losses
+    with pytest.raises(ImmunityError, match="the checkpoint of this run"):
+        adapt(model, examples, adaptation, seed=1, journal=Journal(folder=tmp_path))
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_half_precision_weights_keep_phi_whole(folder, adaptation):
+    model = load(folder, dtype="bfloat16")
+    images = torch.rand(2, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
+    before = hash_tensors(model.parameters("all"))
+    with adaptation.attach(model, seed=0) as phi:
+        assert {value.dtype for value in phi.parameters()} == {torch.float32}
+    result = adapt(model, Examples(images, ("church",) * 2, ("a", "b")), adaptation, seed=0)
+    assert all(value.dtype == torch.bfloat16 for value in result.delta.tensors.values())
+    assert hash_tensors(model.parameters("all")) == before
+
+
+def lora_pipeline(folder, file):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.load_lora_weights(file.parent, weight_name=file.name)
+    return pipeline
+
+
+@pytest.mark.parametrize("settings", [{}, {"rank": 2, "alpha": 3.0}])
+def test_the_lora_file_loads_in_a_plain_pipeline(model, folder, examples, tmp_path, settings):
+    base = prediction(model)
+    result = adapt(model, examples, Lora(lr=5e-2, steps=3, **settings), seed=0)
+    result.save_adapter(tmp_path / "church.safetensors")
+    with result.delta.applied(model):
+        ours = prediction(model)
+    assert (ours - base).abs().max() > 1e-3
+    plain = load(folder)
+    plain.components["unet"] = plain._unet = lora_pipeline(folder, tmp_path / "church.safetensors").unet
+    torch.testing.assert_close(prediction(plain), ours, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ImmunityError, match="does not exist yet"):
+        result.save_adapter(tmp_path / "church.safetensors")
+    with pytest.raises(ImmunityError, match="without its provenance"):
+        type(result.delta).load(tmp_path / "church.safetensors")
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_lora_begins_as_the_paper_has_it(model):
+    with Lora(rank=4).attach(model, seed=0) as phi:
+        down = torch.cat([value.flatten() for name, value in phi.named().items() if "lora_A" in name])
+        up = torch.cat([value.flatten() for name, value in phi.named().items() if "lora_B" in name])
+        assert len(phi.named()) == 2 * sum(name.endswith("to_q.weight") for name in model.parameters("attention")) * 4
+    assert abs(down.mean()) < 0.02
+    assert abs(down.std() - 1 / 4) < 0.02
+    assert not up.any()
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_targets_that_the_denoiser_lacks_are_refused(model):
+    before = state(model)
+    with (
+        pytest.raises(ImmunityError, match="layers that the denoiser has"),
+        Lora(targets=("to_x",)).attach(model, seed=0),
+    ):
+        pass
+    assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"rank": 0}, "rank of at least 1; got Lora.rank=0.; try the default, rank=4"),
+        ({"lr": -1e-4}, "lr of at least 0"),
+        ({"steps": -1}, "steps of at least 0"),
+        ({"batch": 0}, "batch of at least 1"),
+        ({"alpha": 0.0}, "alpha above 0"),
+        ({"clip": 0.0}, "clip above 0"),
+        ({"targets": ()}, "layers to adapt"),
+    ],
+)
+def test_bad_settings_are_refused(settings, complaint):
+    with pytest.raises(ImmunityError, match=complaint):
+        Lora(**settings)
