@@ -29,9 +29,6 @@ def info(source: str, /, *, concepts: bool = False, device: str = "cpu") -> None
     from immunity.loading import load
     from immunity.worlds import WORLDS, World
 
-    if source.endswith(".safetensors"):
-        _print_delta(Delta.load(source))
-        return
     world = World.open(source) if source in WORLDS and not Path(source).exists() else None
     if concepts:
         if world is None:
@@ -41,6 +38,9 @@ def info(source: str, /, *, concepts: bool = False, device: str = "cpu") -> None
                 remedy="leaving --concepts out",
             )
         _print_concepts(world)
+        return
+    if source.endswith(".safetensors"):
+        _print_delta(Delta.load(source))
         return
     if world is not None:
         _print_world(world)
