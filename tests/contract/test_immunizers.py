@@ -135,6 +135,7 @@ class Watched(Lora):
         theta = {name for name, value in model.parameters("all").items() if value.requires_grad}
         assert len(thawed) == 1
         assert thawed != {bool(theta)}, "one level at a time requires gradients"
+        assert theta in (set(), set(model.parameters("attention")))
         copy = torch.Generator()
         copy.set_state(generator.get_state())
         self.calls.append(Call("outer" if theta else "inner", batch, copy, phi.state_dict()))

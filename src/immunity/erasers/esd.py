@@ -23,11 +23,9 @@ _GROUPS: Mapping[Variant, str] = {
     "x": "cross_attention",
     "x-strict": "text_kv",
     "u": "non_cross_attention",
-    "u-strict": "non_cross_attention",
+    "u-strict": "non_cross_attention_strict",
     "full": "denoiser",
 }
-# The name says that u-strict is u and less: its choice is documented in docs/papers.md.
-_NOT_IN_U_STRICT = frozenset({"time_embedding", "conv_out"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +70,7 @@ class Esd:
 
     def trained(self, model: DiffusionModel) -> dict[str, nn.Parameter]:
         """The parameters that the variant trains."""
-        parameters = model.parameters(_GROUPS[self.variant])
-        if self.variant != "u-strict":
-            return parameters
-        return {name: value for name, value in parameters.items() if _NOT_IN_U_STRICT.isdisjoint(name.split("."))}
+        return model.parameters(_GROUPS[self.variant])
 
     def __call__(
         self, model: DiffusionModel, concepts: Sequence[Concept], *, seed: int, journal: Journal | None = None

@@ -31,6 +31,10 @@ GROUPS: Mapping[str, Group] = {
     "cross_attention": lambda name: _has(name, frozenset({"attn2"})),
     "denoiser": lambda name: name.startswith("unet."),
     "non_cross_attention": lambda name: name.startswith("unet.") and not _has(name, frozenset({"attn2"})),
+    # As above, without what sees no picture on its way in (the time) and what only writes it out.
+    "non_cross_attention_strict": lambda name: (
+        name.startswith("unet.") and not _has(name, frozenset({"attn2", "time_embedding", "conv_out"}))
+    ),
     "self_attention": lambda name: _has(name, frozenset({"attn1"})),
     "text_encoder": lambda name: name.startswith("text_encoder."),
     "text_kv": lambda name: _has(name, frozenset({"attn2"})) and _has(name, frozenset({"to_k", "to_v"})),
