@@ -92,6 +92,19 @@ def test_each_verb_leaves_its_provenance(flow):
     assert "inputs.against.rank" in shown.out
 
 
+def test_the_folder_of_an_attack_is_known(flows, tmp_path):
+    flow = flows["sd1"]
+    shown = immunity("info", flow.attack / "pytorch_lora_weights.safetensors")
+    assert shown.code == 0, shown
+    assert "adapter" in shown.out
+    assert "Lora" in shown.out
+    run("export", "--model", flow.model, "--deltas", flow.erased, flow.attack, "--out", tmp_path / "taught")
+    expected = load(flow.model, deltas=[flow.erased, flow.attack / "delta.safetensors"]).parameters("all")
+    assert all(
+        torch.equal(value, expected[name]) for name, value in load(tmp_path / "taught").parameters("all").items()
+    )
+
+
 def test_nothing_is_left_of_the_runs(flow):
     assert sorted(path.name for path in flow.root.iterdir()) == [
         *("attack", "erased.safetensors", "exported", "exported-erased", "immune.safetensors", "pictures")

@@ -10,7 +10,7 @@ from immunity.adaptations import Adaptation, AnyAdaptation, Attached, AttackResu
 from immunity.adaptations import adapt as run_adaptation
 from immunity.atomic import replacing
 from immunity.cli.choices import AGAINST, name_of, subcommands
-from immunity.cli.options import ModelOptions, OutputOptions, RunOptions
+from immunity.cli.options import DELTA_FILE, ModelOptions, OutputOptions, RunOptions
 from immunity.cli.partial import partial
 from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
 from immunity.erasers import AnyEraser
@@ -83,7 +83,7 @@ def adapt(
         samples: Pictures on the way.
         method: How it is learned; its own flags come after its name.
     """
-    output.check_folder("delta.safetensors", inputs=(*model.inputs, *pictures.inputs))
+    output.check_folder(DELTA_FILE, inputs=(*model.inputs, *pictures.inputs))
     samples.check(method.steps)
     pictures.check(model)
     base = model.load_base()
@@ -150,7 +150,7 @@ def _described(method: AnyEraser | AnyAdaptation | AnyImmunizer) -> dict[str, ob
 
 
 def _write_attack(result: AttackResult, method: Adaptation, folder: Path) -> None:
-    result.delta.save(folder / "delta.safetensors")
+    result.delta.save(folder / DELTA_FILE)
     result.save_adapter(folder / ADAPTER_FILES.get(name_of(type(method)), "adapter.safetensors"))
     losses = {"losses": result.losses, "seconds": round(result.seconds, 3)}
     (folder / "losses.json").write_text(json.dumps(losses), encoding="utf-8")

@@ -12,7 +12,7 @@ from immunity.errors import ImmunityError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from immunity.deltas import Delta
+    from immunity.deltas import Provenance
     from immunity.models import DiffusionModel
     from immunity.worlds import World
 
@@ -21,11 +21,10 @@ def info(source: str, /, *, concepts: bool = False, device: str = "cpu") -> None
     """Tell what a model, a world or a delta is.
 
     Args:
-        source: A diffusers folder, a world (emoji), a hub id, or the .safetensors file of a delta.
+        source: A diffusers folder, a world (emoji), a hub id, or the .safetensors file of a delta or adapter.
         concepts: Of a world, name every object and style instead.
         device: Where the model is loaded.
     """
-    from immunity.deltas import Delta
     from immunity.loading import load
     from immunity.worlds import WORLDS, World
 
@@ -40,7 +39,7 @@ def info(source: str, /, *, concepts: bool = False, device: str = "cpu") -> None
         _print_concepts(world)
         return
     if source.endswith(".safetensors"):
-        _print_delta(Delta.load(source))
+        _print_file(source)
         return
     if world is not None:
         _print_world(world)
@@ -104,22 +103,42 @@ def export(model: ModelOptions, output: OutputOptions) -> None:
     print(output.out)
 
 
-def _print_delta(delta: "Delta") -> None:
-    made = delta.provenance
+def _print_file(source: str) -> None:
+    from immunity.deltas import Delta
+
+    made = _provenance_of_adapter(source)
+    if made is not None:
+        _print_table({"adapter": Path(source).name})
+    else:
+        delta = Delta.load(source)
+        made = delta.provenance
+        values = sum(value.numel() for value in delta.tensors.values())
+        _print_table({"delta": delta.hash, "tensors": f"{len(delta.tensors)}, {values:,} values"})
     _print_table(
         {
-            "delta": delta.hash,
             "method": made.method,
             "seed": made.seed,
             "base": f"{made.base} {made.base_hash}",
             "parents": ", ".join(made.parents) or "none",
-            "tensors": f"{len(delta.tensors)}, {sum(value.numel() for value in delta.tensors.values()):,} values",
             "made": f"{made.created} with {', '.join(f'{name} {version}' for name, version in made.versions.items())}",
         }
     )
     print("settings")
     for name, value in _flat(made.config):
         print(f"  {name:30}{json.dumps(value, ensure_ascii=False)}")
+
+
+def _provenance_of_adapter(source: str) -> "Provenance | None":
+    from safetensors import SafetensorError, safe_open
+
+    from immunity.deltas import Provenance
+
+    try:
+        with safe_open(source, framework="pt") as file:
+            header = (file.metadata() or {}).get("immunity_adapter")
+    except (SafetensorError, OSError):
+        return None  # what is wrong with the file is for `Delta.load` to say
+    return None if header is None else Provenance.from_json(header)
 
 
 def _flat(values: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:

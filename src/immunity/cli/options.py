@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from immunity.models import DiffusionModel
     from immunity.worlds import World
 
+DELTA_FILE = "delta.safetensors"
+"""In the folder that adapt writes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -21,7 +24,7 @@ class ModelOptions:
     model: str
     """A diffusers folder, a world (emoji), or a hub id (owner/name)."""
     deltas: tuple[Path, ...] = ()
-    """Deltas to apply to it, in order."""
+    """Deltas to apply to it, in order: files, or folders that adapt wrote."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -30,14 +33,14 @@ class ModelOptions:
     def load(self) -> "DiffusionModel":
         from immunity.loading import load
 
-        return load(self.model, deltas=self.deltas, device=self.device, dtype=self.dtype)
+        return load(self.model, deltas=self._files(), device=self.device, dtype=self.dtype)
 
     def load_base(self) -> "LoadedBase":
         """The model without its deltas, which have been tried on it."""
         from immunity.deltas import Delta
         from immunity.loading import load
 
-        deltas = tuple(Delta.load(path) for path in self.deltas)
+        deltas = tuple(Delta.load(path) for path in self._files())
         model = load(self.model, device=self.device, dtype=self.dtype)
         with ExitStack() as trial:
             for delta in deltas:
@@ -54,6 +57,10 @@ class ModelOptions:
     def inputs(self) -> tuple[Path, ...]:
         """What is read and must not be replaced by a result."""
         return (Path(self.model), *self.deltas)
+
+    def _files(self) -> list[Path]:
+        inside = [path / DELTA_FILE for path in self.deltas]
+        return [inner if inner.is_file() else path for path, inner in zip(self.deltas, inside, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
