@@ -33,7 +33,7 @@ format: $(INSTALLED)
 
 # Trains the embedded world from nothing (hours); each stage resumes from its last checkpoint.
 world: $(INSTALLED_WORLD)
-	$(BIN)/python studies/emoji_world/build.py --work build/world --budget full --ship
+	$(BIN)/python studies/emoji_world/build.py --budget full --ship
 
 # torch by exact version and on its own line: see CONTRIBUTING.md, "Two traps of the set-up".
 $(INSTALLED): pyproject.toml
@@ -47,6 +47,5 @@ $(INSTALLED_WORLD): $(INSTALLED)
 	$(BIN)/pip install --disable-pip-version-check -e '.[dev,world]'
 	touch $@
 
-# build/ stays: it holds the checkpoints of `make world`.
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

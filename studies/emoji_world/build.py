@@ -4,7 +4,7 @@ Each stage resumes from its last checkpoint, and a finished stage is skipped. ``
 ships (several hours on two cores); ``--budget smoke`` runs the same code on a handful of objects in a few minutes, so
 that the recipe cannot rot. Nothing is written into the package unless ``--ship`` is given.
 
-    python studies/emoji_world/build.py --work build/world --budget full --ship
+    python studies/emoji_world/build.py --budget full --ship
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import ship
 
 PACKAGE = Path(__file__).parents[2] / "src" / "immunity" / "worlds" / "emoji"
 DOCS = Path(__file__).parents[2] / "docs" / "world"
+# Outside the checkout: hours of training outlive a `git clean`, and a fresh clone goes on where the last one stopped.
+WORK = Path("~/.cache/immunity/world").expanduser()
 STAGES = ("data", "autoencoder", "judges", "generator", "evaluate", "ship")
 
 
@@ -61,9 +63,7 @@ BUDGETS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/world"), help="where stages keep their checkpoints and results"
-    )
+    parser.add_argument("--work", type=Path, default=WORK, help=f"where stages keep checkpoints and results ({WORK})")
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="full")
     parser.add_argument("--until", choices=STAGES, default="ship", help="stop after this stage")
     parser.add_argument("--ship", action="store_true", help="write the result into the package and docs/world")

@@ -37,7 +37,7 @@ RECIPE = """
 ## Recipe
 
 ```
-make world        # = python studies/emoji_world/build.py --work build/world --budget full --ship
+make world        # = python studies/emoji_world/build.py --budget full --ship
 ```
 
 Stages: data, autoencoder, judges, generator, evaluation, packing. Seeds are fixed in each stage; a killed stage

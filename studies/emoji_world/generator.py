@@ -107,7 +107,7 @@ def train(
     *,
     steps: int = 6000,
     batch: int = 32,
-    rate: float = 5e-4,
+    rate: float = 6e-4,
     seed: int = 4,
     limit: int | None = None,
     sample_every: int = 500,
