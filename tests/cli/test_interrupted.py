@@ -34,7 +34,7 @@ def stopped(arguments: list[str], sign: signal.Signals, *, when: Callable[[], bo
     try:
         while not when():
             assert process.poll() is None, process.communicate()
-            time.sleep(0.005)
+            time.sleep(0.02)
         process.send_signal(sign)
         out, err = process.communicate(timeout=120)
         return Done(process.returncode, out, err)
@@ -79,8 +79,6 @@ def test_an_interruption_and_a_kill_do_not_change_the_result(sd1, pictures, tmp_
     whole = tmp_path / "whole.safetensors"
     assert immunity(*command(whole)).code == 0
     assert Delta.load(out).hash == Delta.load(whole).hash
-    assert immunity(*command(tmp_path / "other.safetensors", seed=1)).code == 0
-    assert Delta.load(tmp_path / "other.safetensors").hash != Delta.load(whole).hash
 
 
 @pytest.fixture
