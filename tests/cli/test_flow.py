@@ -1,8 +1,10 @@
 """The whole flow on every tiny family, and what plain diffusers makes of its results."""
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +48,12 @@ def run(*arguments: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def flows(tiny_folders, tmp_path_factory, pictures) -> dict[str, Flow]:
-    found = {}
-    for family in FAMILIES:
-        flow = found[family] = Flow(tiny_folders[family], tmp_path_factory.mktemp(family))
+def made(tiny_folders, tmp_path_factory, pictures) -> Callable[[str], Flow]:
+    """The flow of a family, made when it is first asked for: several processes may share these tests."""
+
+    @functools.cache
+    def make(family: str) -> Flow:
+        flow = Flow(tiny_folders[family], tmp_path_factory.mktemp(family))
         on = ("--model", flow.model)
         run(
             *("erase", *on, "--concept", "church", "--concept", "castle", "--out", flow.erased, "--seed", 3),
@@ -60,7 +64,7 @@ def flows(tiny_folders, tmp_path_factory, pictures) -> dict[str, Flow]:
             *("immunize", *on, *learned, "--out", flow.immune),
             *("imma", "--steps", 4, "--outer-lr", 1e-3, "--against", "lora", "--rank", 2),
         )
-        # The prompts and seeds are those of `plain` below.
+        # The prompts and seeds are those of `PLAIN` below.
         run(
             *("adapt", *on, *learned, "--out", flow.attack, "--seed", 5),
             *("--sample-at", 0, 6, "--sample-count", 2, "--sample-steps", 3, "--sample-guidance", 3),
@@ -70,19 +74,21 @@ def flows(tiny_folders, tmp_path_factory, pictures) -> dict[str, Flow]:
         run("sample", *on, *both, "--prompt", "a church", "x", "--count", 2, *SAMPLE, "--out", flow.root / "pictures")
         run("export", *on, *both, "--out", flow.root / "exported")
         run("export", *on, "--deltas", flow.erased, "--out", flow.root / "exported-erased")
-    return found
+        return flow
+
+    return make
 
 
 @pytest.fixture
-def flow(flows, family) -> Flow:
-    return flows[family]
+def flow(made, family) -> Flow:
+    return made(family)
 
 
 def test_each_verb_leaves_its_provenance(flow):
     erased, immune = Delta.load(flow.erased), Delta.load(flow.immune)
     attack = Delta.load(flow.attack / "delta.safetensors")
     base = load(flow.model).base_hash
-    assert {made.provenance.base_hash for made in (erased, immune, attack)} == {base}
+    assert {one.provenance.base_hash for one in (erased, immune, attack)} == {base}
     assert (erased.provenance.method, erased.provenance.seed, erased.provenance.config["steps"]) == ("Esd", 3, 3)
     assert [concept["name"] for concept in erased.provenance.config["inputs"]["concepts"]] == ["church", "castle"]
     assert immune.provenance.parents == attack.provenance.parents == (erased.hash,)
@@ -92,8 +98,8 @@ def test_each_verb_leaves_its_provenance(flow):
     assert "inputs.against.rank" in shown.out
 
 
-def test_the_folder_of_an_attack_is_known(flows, tmp_path):
-    flow = flows["sd1"]
+def test_the_folder_of_an_attack_is_known(made, tmp_path):
+    flow = made("sd1")
     shown = immunity("info", flow.attack / "pytorch_lora_weights.safetensors")
     assert shown.code == 0, shown
     assert "adapter" in shown.out
@@ -168,8 +174,8 @@ print(json.dumps(found))
 """
 
 
-def test_plain_diffusers_draws_the_same_from_the_exported_folder_and_from_the_lora_file(flows):
-    roots = [flow.root for flow in flows.values()]
+def test_plain_diffusers_draws_the_same_from_the_exported_folder_and_from_the_lora_file(made):
+    roots = [made(family).root for family in FAMILIES]
     done = subprocess.run(
         [sys.executable, "-c", PLAIN, *roots], capture_output=True, text=True, env=environment(), check=False
     )
