@@ -36,6 +36,7 @@ def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _give_usual_mode(temporary)
         _rename(temporary, path)
     except OSError as error:
         raise ImmunityError(
@@ -67,6 +68,18 @@ def save_tensors(
             save_file(plain, temporary, metadata={"format": "pt", **metadata})
         except SafetensorError as error:  # which is how safetensors reports a full disk
             raise OSError(str(error)) from error
+
+
+def _give_usual_mode(path: Path) -> None:
+    """The permissions that a new file has here: safetensors leaves its files readable by their owner alone."""
+    usual = path.with_name(path.name + ".mode")
+    try:
+        usual.touch()
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                shutil.copymode(usual, file)
+    finally:
+        usual.unlink(missing_ok=True)
 
 
 def _rename(source: Path, destination: Path) -> None:

@@ -55,3 +55,16 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         pytest.skip("no /dev/full on this system")
     with pytest.raises(ImmunityError, match="No space left"), replacing(tmp_path / "result"):
         full.write_text("content")
+
+
+def test_what_was_written_privately_gets_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    with replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "weights.safetensors").touch(mode=0o600)
+    with replacing(tmp_path / "file.safetensors") as temporary:
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "folder" / "weights.safetensors").stat().st_mode == usual
+    assert (tmp_path / "file.safetensors").stat().st_mode == usual
+    assert {path.name for path in tmp_path.iterdir()} == {"usual", "folder", "file.safetensors"}
