@@ -212,15 +212,16 @@ def _study_of(file: Path) -> Study:
     except Exception as error:  # whatever the user's program raises
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        message = error.msg if isinstance(error, SyntaxError) else error
         raise ImmunityError(
             expected=f"{file} to run",
-            got=f"{type(error).__name__}: {error}" + (f" (line {line})" if line else ""),
+            got=f"{type(error).__name__}: {message}" + (f" (line {line})" if line else ""),
             remedy=f"python {file}",
         ) from error
     finally:
         sys.path.pop(0)
     study = vars(module).get("study")
     if not isinstance(study, Study):
-        got = "none" if study is None else f"a {type(study).__name__}"
+        got = "none" if study is None else f"a value of type {type(study).__name__}"
         raise ImmunityError(expected=f"`study`, a Study, in {file}", got=got, remedy="study = Study(title=…, …)")
     return study
