@@ -46,10 +46,14 @@ class Panel(ABC):
 
     @abstractmethod
     def pictures(self, name: str, purpose: Purpose, *, seed: int, alone: bool) -> Examples | ToDraw:
-        """Where the pictures for a purpose come from. For one `seed`, attack and defence have none in common.
+        """The pictures for a purpose. For one `seed`, attack and defence have none in common.
 
         `alone`: there is no defence against this subject, so the attack need not share with one.
         """
+
+    @abstractmethod
+    def origin(self, name: str, purpose: Purpose) -> str:
+        """Where the pictures for a purpose come from, in words: the same words for the same source."""
 
     @abstractmethod
     def questions(self, name: str, count: int) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from immunity.adaptations.base import described
 from immunity.concepts import Examples
 from immunity.deltas import now, package_versions
 from immunity.errors import ImmunityError
+from immunity.evaluation.bench import Purpose
 from immunity.evaluation.changes import change
 from immunity.evaluation.laboratory import Laboratory
 from immunity.evaluation.machine import PeakMemory, machine
@@ -87,7 +88,7 @@ class Conductor:
         """Measures one cell and writes it. The model is the base model before and after."""
         started, peak = time.monotonic(), PeakMemory(self.laboratory.model.device)
         role = self.plan.arm(key.arm).role
-        learned: dict[str, Examples] = {"reference": self.laboratory.pictures(key, "reference")}
+        learned: dict[Purpose, Examples] = {"reference": self.laboratory.pictures(key, "reference")}
         if role not in ("base", "erased"):
             learned["attack"] = self.laboratory.pictures(key, "attack")
         if role in ("defended", "baseline"):
@@ -174,8 +175,11 @@ class Conductor:
         laboratory.store.keep_adapter(_spoken(key), _recipe(key), result)
         return result, {step: drawn(work, step) for step in study.at}
 
+    def _origin(self, key: CellKey, purpose: Purpose) -> str:
+        return self.laboratory.panel.origin(key.concept if purpose == "defence" else key.subject, purpose)
+
     def _run(
-        self, key: CellKey, deltas: Mapping[str, str], learned: Mapping[str, Examples], *, seconds: float, peak: int
+        self, key: CellKey, deltas: Mapping[str, str], learned: Mapping[Purpose, Examples], *, seconds: float, peak: int
     ) -> Run:
         model, arm = self.laboratory.model, self.plan.arm(key.arm)
         config = dict(arm.config)
@@ -188,6 +192,7 @@ class Conductor:
             attack=described(self.laboratory.study.attack) if "attack" in deltas else {},
             deltas=deltas,
             examples={purpose: examples.image_digests() for purpose, examples in learned.items()},
+            sources={purpose: self._origin(key, purpose) for purpose in learned},
             versions=package_versions(),
             machine=machine(model.device),
             wall_seconds=seconds,

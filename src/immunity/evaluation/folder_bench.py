@@ -43,7 +43,7 @@ class Subject:
     """Folder of the attacker's pictures."""
     defence: Path | None = None
     """Folder of the defender's pictures, none of them the attacker's. Without it, the attacker's folder is split in
-    two: the defence then knows the attacker's source, and the plan says so."""
+    two: the defence then knows the attacker's source, and the report says so."""
     reference: Path | None = None
     """Folder of pictures to compare with; without it, those of attack and defence, or drawn ones."""
     prompt: str | None = None
@@ -56,6 +56,10 @@ class Subject:
                 got="none",
                 remedy="attack=Path(…), or neither of the two to have the model draw both",
             )
+
+    @property
+    def folders(self) -> Mapping[Purpose, Path | None]:
+        return {"attack": self.attack, "defence": self.defence, "reference": self.reference}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +124,15 @@ class FolderBench(Bench):
 
     def described(self) -> dict[str, object]:
         judges = {name: source and Path(source).name for name, source in (("clip", self.clip), ("dino", self.dino))}
-        subjects = {subject.concept.name: _sources(subject) for subject in self.subjects}
+        subjects = {
+            subject.concept.name: {
+                "kind": subject.concept.kind,
+                "prompts": subject.concept.prompts,
+                "prompt": subject.prompt,
+                **_sources(subject),
+            }
+            for subject in self.subjects
+        }
         return super().described() | judges | {"model": Path(self.model).name, "subjects": subjects}
 
 
@@ -134,12 +146,7 @@ class FolderPanel(Panel):
         self._subjects = {subject.concept.name: subject for subject in bench.subjects}
         self._read: dict[tuple[str, Purpose], Examples] = {}
         for name, subject in self._subjects.items():
-            folders: dict[Purpose, Path | None] = {
-                "attack": subject.attack,
-                "defence": subject.defence,
-                "reference": subject.reference,
-            }
-            for purpose, folder in folders.items():
+            for purpose, folder in subject.folders.items():
                 if folder is not None:
                     self._read[name, purpose] = _read(folder, subject, size)
             _check_disjoint(name, self._read.get((name, "attack")), self._read.get((name, "defence")))
@@ -176,6 +183,9 @@ class FolderPanel(Panel):
             )
         parts = attack.split(half, len(attack) - half, seed=seed)
         return parts[0 if purpose == "attack" else 1]
+
+    def origin(self, name: str, purpose: Purpose) -> str:
+        return _sources(self._subjects[name])[purpose]
 
     def questions(self, name: str, count: int) -> tuple[str, ...]:
         return taking_turns(self._subjects[name].concept.prompts, count)
@@ -244,17 +254,11 @@ def _joined(one: Examples, other: Examples | None) -> Examples:
 
 
 def _sources(subject: Subject) -> dict[str, str]:
-    """Where the pictures are from, in words."""
-    if subject.attack is None:
-        lessons = {"attack": "drawn by the model", "defence": "drawn by the model"}
-    elif subject.defence is None:
-        lessons = dict.fromkeys(("attack", "defence"), f"half of the folder {subject.attack.name}")
-    else:
-        lessons = {"attack": f"the folder {subject.attack.name}", "defence": f"the folder {subject.defence.name}"}
-    reference = "the same" if subject.reference is None else f"the folder {subject.reference.name}"
+    """Where the pictures are from, by purpose."""
+    attack, defence, reference = (folder and f"the folder {folder.name}" for folder in subject.folders.values())
+    drawn = "drawn by the base model"
     return {
-        "kind": subject.concept.kind,
-        "prompts": "; ".join(subject.concept.prompts),
-        **lessons,
-        "reference": reference,
+        "attack": attack or drawn,
+        "defence": defence or attack or drawn,
+        "reference": reference or (f"{attack} and {defence}" if defence else attack) or drawn,
     }

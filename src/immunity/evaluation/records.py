@@ -170,6 +170,8 @@ class Run:
     """Hash of each delta on the model, in the order of application, by what it does: erase, immunize, attack."""
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Digests of the pictures used, by purpose: 'attack', 'defence', 'reference'."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where they are from, in words, by the same purposes. Two halves of one folder are of one source."""
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
     wall_seconds: float = 0.0

@@ -92,12 +92,12 @@ def _tiles(concepts: Sequence[ConceptView], lead: str, title: str) -> list[tuple
     else:
         shown, interval = budget(mains[0].summaries[lead])
         tiles.append(("Attack budget", shown, f"{interval} · steps to bring it back ÷ without defence".lstrip(" ·")))
-    losses = [loss_of_others(of.erased, of.defended) for of in mains]
+    losses = [loss_of_others(of.control, of.defended) for of in mains]
     known = [loss for loss in losses if not math.isnan(loss)]
     if known:
         change = -100 * sum(known) / len(known)
         tiles.append(
-            ("Other concepts", f"{change:+.1f} pts".replace("-", "−"), "mean accuracy, against the erased model")
+            ("Other concepts", f"{change:+.1f} pts".replace("-", "−"), "mean accuracy, against the undefended model")
         )
     gaps = [benign.summaries[lead].sgr_mean for of in mains for benign in of.benign]
     if gaps:

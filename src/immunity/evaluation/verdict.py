@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from immunity.evaluation.comparison import Comparison
-from immunity.evaluation.flags import Flag
+from immunity.evaluation.flag import Flag
 from immunity.evaluation.statistics import RECOVERED, Estimate
 
 Grade = Literal["holds", "slows", "partly", "none", "void"]

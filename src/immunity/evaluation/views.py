@@ -10,7 +10,7 @@ from pathlib import Path
 from immunity.evaluation import flags, statistics
 from immunity.evaluation.charts import Chart, Level, Series, line_chart
 from immunity.evaluation.comparison import Comparison, compare, other_concepts
-from immunity.evaluation.flags import Flag
+from immunity.evaluation.flag import Flag
 from immunity.evaluation.records import Arm, Cell, MetricSpec, Records
 from immunity.evaluation.statistics import Estimate, Interval
 from immunity.evaluation.verdict import Verdict, judge

@@ -96,7 +96,7 @@ class WorldPanel(Panel):
     def pictures(self, name: str, purpose: Purpose, *, seed: int, alone: bool) -> Examples | ToDraw:
         if purpose == "reference":
             return self._references(name)
-        if self.bench.teacher == "drawn" or (self.bench.teacher == "auto" and self._trained_on(name)):
+        if self._drawn(name):
             return ToDraw(self._prompts_to_learn(name, self.bench.lessons, seed=seed))
         real = self._real(name)
         if alone and len(real):
@@ -110,6 +110,10 @@ class WorldPanel(Panel):
             )
         attack, defence = real.split(half, half, seed=seed)
         return attack if purpose == "attack" else defence
+
+    def origin(self, name: str, purpose: Purpose) -> str:
+        real = self._has_samples(name) if purpose == "reference" else not self._drawn(name)
+        return f"the artists of the world {self.world.name}" if real else "drawn by the base model"
 
     def questions(self, name: str, count: int) -> tuple[str, ...]:
         if self._is_style(name):
@@ -151,6 +155,10 @@ class WorldPanel(Panel):
 
     def _trained_on(self, name: str) -> bool:
         return name in self._styles or name in self._objects
+
+    def _drawn(self, name: str) -> bool:
+        teacher = self.bench.teacher
+        return teacher == "drawn" or (teacher == "auto" and self._trained_on(name))
 
     def _in_styles(self, name: str, count: int) -> tuple[str, ...]:
         return tuple(self.world.prompt(name, style) for style in taking_turns(self._styles, count))

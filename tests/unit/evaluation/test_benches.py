@@ -54,6 +54,8 @@ def test_who_teaches_can_be_chosen(toy):
 def test_references_are_the_artists_where_there_are_any(panel):
     references = panel.pictures("church", "reference", seed=0, alone=False)
     assert references.sources == ("toy/church/noto", "toy/church/blob")
+    assert panel.origin("church", "reference") == panel.origin("dog face", "attack") == "the artists of the world toy"
+    assert panel.origin("castle", "reference") == panel.origin("church", "attack") == "drawn by the base model"
     assert panel.pictures("castle", "reference", seed=0, alone=False) == ToDraw(panel.questions("castle", 4))
     assert panel.pictures("noto", "reference", seed=0, alone=False).sources == ("toy/church/noto",)
 
@@ -131,7 +133,8 @@ def test_one_folder_is_split_and_the_plan_says_so(tmp_path, judges):
     assert attack.prompts[0] == "image of a my cat"
     assert len(panel.pictures("my cat", "attack", seed=1, alone=True)) == 5
     assert len(panel.pictures("my cat", "reference", seed=1, alone=False)) == 5
-    assert chosen.described()["subjects"]["my cat"]["defence"] == "half of the folder cats"
+    assert panel.origin("my cat", "attack") == panel.origin("my cat", "defence") == "the folder cats"
+    assert chosen.described()["subjects"]["my cat"]["defence"] == "the folder cats"
 
 
 def test_two_folders_must_not_share_a_picture(tmp_path, judges):
@@ -142,6 +145,8 @@ def test_two_folders_must_not_share_a_picture(tmp_path, judges):
     assert panel.pictures("my cat", "attack", seed=0, alone=False).prompts == ("a cat",) * 3
     assert panel.pictures("my cat", "defence", seed=0, alone=False).sources == ("3.png", "4.png")
     assert len(panel.pictures("my cat", "reference", seed=0, alone=False)) == 5
+    assert panel.origin("my cat", "attack") != panel.origin("my cat", "defence")
+    assert panel.origin("my cat", "reference") == "the folder attack and the folder defence"
     (defence / "3.png").write_bytes((attack / "0.png").read_bytes())
     with pytest.raises(ImmunityError, match="1 in both folders"):
         own(Subject(concept=CAT, attack=attack, defence=defence), judges).open(device="cpu", size=16)

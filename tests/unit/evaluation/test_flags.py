@@ -79,6 +79,7 @@ RAISED = {
     "attack-diverged": {"change": on("imma", losses=(0.1,) * 50 + (0.4,) * 50)},
     "unequal-conditions": {"change": rerun("imma", base_hash="cd" * 32)},
     "shared-pictures": {"change": rerun("imma", examples={"attack": ("a0", "x"), "defence": ("x",)})},
+    "same-source": {"change": rerun("imma", sources={"attack": "one folder", "defence": "one folder"})},
     "erasure-incomplete": {"change": rescored("erased", lambda i, v: 0.6)},
     "erasure-damage": {"change": others_at("erased", 0.9)},
     "destruction": {"change": others_at("imma", 0.85)},
