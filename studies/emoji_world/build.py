@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +67,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help=f"where stages keep checkpoints and results ({WORK})")
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="full")
     parser.add_argument("--until", choices=STAGES, default="ship", help="stop after this stage")
+    parser.add_argument(
+        "--reuse-autoencoder", action="store_true", help="take the package's own, so latents stay the same"
+    )
     parser.add_argument("--ship", action="store_true", help="write the result into the package and docs/world")
     options = parser.parse_args()
     budget, work = BUDGETS[options.budget], options.work
+    if options.reuse_autoencoder and not (work / "autoencoder" / "model").exists():
+        shutil.copytree(PACKAGE / "generator" / "vae", work / "autoencoder" / "model")
     stages = {
         "data": lambda: data.build(work, limit=budget.objects),
         "autoencoder": lambda: autoencoder.train(work, steps=budget.autoencoder_steps),

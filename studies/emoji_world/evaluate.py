@@ -214,7 +214,10 @@ def gallery(work: Path, out: Path, scale: Scale) -> None:
 def autoencoder_quality(work: Path) -> dict[str, float]:
     from diffusers import AutoencoderKL
 
-    world, model = World.load(work), AutoencoderKL.from_pretrained(work / "autoencoder" / "model").eval()
+    world, model = (
+        World.load(work),
+        AutoencoderKL.from_pretrained(work / "autoencoder" / "model", torch_dtype=torch.float32).eval(),
+    )
     splits = {"trained": ("trained",), "held_out objects": ("held_out",), "fold objects": ("fold",)}
     result = {
         f"PSNR {name}": float(autoencoder.psnr(model, world.pictures[world.where(splits=s)]).mean())

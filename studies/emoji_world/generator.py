@@ -126,7 +126,11 @@ def train(
     torch.manual_seed(seed)  # the initial weights only
     text_encoder, unet, scheduler = build_text_encoder(tokenizer), build_unet(), build_scheduler()
     unet = unet.to(memory_format=torch.channels_last)
-    vae = AutoencoderKL.from_pretrained(work / "autoencoder" / "model").eval().requires_grad_(False)
+    vae = (
+        AutoencoderKL.from_pretrained(work / "autoencoder" / "model", torch_dtype=torch.float32)
+        .eval()
+        .requires_grad_(False)
+    )
     data = Pictures(World.load(work), vae, limit)
     plan = training.Plan(
         steps=steps, rate=rate, warmup=200, seed=seed, sample_every=sample_every, average=0.998, decay=0.35

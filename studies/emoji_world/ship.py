@@ -109,6 +109,14 @@ def size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
+def forget_paths(folder: Path) -> None:
+    """Remove from the configurations where a part was loaded from: that is this machine's business."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def pack(work: Path, target: Path, card: str) -> None:
     """Write the world to ``target`` (through a temporary name), checking the size limits first."""
     part = target.with_name(target.name + ".part")
@@ -117,6 +125,7 @@ def pack(work: Path, target: Path, card: str) -> None:
     part.mkdir(parents=True)
     shutil.copytree(work / "generator" / "model", part / "generator")
     judges.export(work, part / "judges")
+    forget_paths(part)
     world = World.load(work)
     write_samples(world, part / "samples")
     (part / "world.json").write_text(json.dumps(describe(neighbours(work)), indent=1, ensure_ascii=False))
