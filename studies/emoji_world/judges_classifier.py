@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import training
-from data import World
+from data import Picture, World
 from torch import Tensor, nn
 
 
@@ -41,7 +41,7 @@ STYLE = Size(embedding=64, hidden=(128, 256), depths=(2, 2), layer="bottleneck")
 RESOLUTIONS = ((0.75, 32), (0.9, 48), (1.0, 64))
 
 # The style judge learns from pieces of pictures (style is everywhere in them), then from whole ones.
-STYLE_PIECES, STYLE_PIECE = 0.85, 40
+STYLE_PIECES, STYLE_PIECE = 0.85, 32
 
 
 def resnet(size: Size, classes: list[str]) -> nn.Module:
@@ -185,6 +185,21 @@ def start_with_colours(model: nn.Module) -> None:
     norm.bias.uniform_(-2, 2)
 
 
+def same_objects(rows: list[Picture], styles: list[str]) -> Tensor:
+    """int64 [objects, styles]: one picture of each object by every vendor, another object's where one is missing.
+
+    A batch of whole rows shows the same things in all hands, so what differs is the hand.
+    """
+    table: dict[str, dict[str, int]] = {}
+    by_style: dict[str, list[int]] = {style: [] for style in styles}
+    for i, row in enumerate(rows):
+        table.setdefault(row.object, {})[row.style] = i
+        by_style[row.style].append(i)
+    return torch.tensor(
+        [[own.get(s, by_style[s][n % len(by_style[s])]) for s in styles] for n, own in enumerate(table.values())]
+    )
+
+
 def train_style(work: Path, *, steps: int, batch: int = 64, seed: int = 12) -> None:
     if judges.done(work, "style"):
         return
@@ -195,8 +210,7 @@ def train_style(work: Path, *, steps: int, batch: int = 64, seed: int = 12) -> N
     labels = torch.tensor([classes.index(r.style) if r.style in classes else -1 for r in world.rows])
     pictures = (judges.ink(world.pictures[seen]) * 255).round().byte()
     unseen = judges.ink(world.pictures[test])
-    # The rarest style is drawn as often as the others.
-    by_style = [torch.from_numpy(np.flatnonzero(labels[seen].numpy() == i)) for i in range(len(classes))]
+    sheets = same_objects([world.rows[i] for i in seen], classes)
     model = resnet(STYLE, classes)
     start_with_colours(model)
     plan = training.Plan(
@@ -206,9 +220,7 @@ def train_style(work: Path, *, steps: int, batch: int = 64, seed: int = 12) -> N
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         model.train()
-        picked = torch.cat(
-            [own[torch.randint(len(own), (batch // len(classes),), generator=generator)] for own in by_style]
-        )
+        picked = sheets[torch.randint(len(sheets), (batch // len(classes),), generator=generator)].flatten()
         size = STYLE_PIECE if step < STYLE_PIECES * steps else judges.PIXELS
         x = augment.pieces(pictures[picked].float() / 255, size, generator)
         return F.cross_entropy(model(judges.normalised(x)).logits, labels[seen][picked], label_smoothing=0.05)
