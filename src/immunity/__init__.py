@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from immunity.deltas import Delta, Provenance
     from immunity.erasers import Esd, Uce
     from immunity.errors import ImmunityError
+    from immunity.evaluation.folder_bench import FolderBench, Subject
+    from immunity.evaluation.study import Sampler, Study
+    from immunity.evaluation.world_bench import WorldBench
     from immunity.immunizers import AscentOnly, Imma, RandomPerturbation
     from immunity.loading import load
     from immunity.models import Conditioning, DiffusionModel
@@ -24,14 +27,19 @@ __all__ = [
     "DiffusionModel",
     "Esd",
     "Examples",
+    "FolderBench",
     "Imma",
     "ImmunityError",
     "Journal",
     "Lora",
     "Provenance",
     "RandomPerturbation",
+    "Sampler",
+    "Study",
+    "Subject",
     "Uce",
     "World",
+    "WorldBench",
     "adapt",
     "load",
 ]
@@ -46,14 +54,19 @@ _HOMES = {
     "DiffusionModel": "models",
     "Esd": "erasers",
     "Examples": "concepts",
+    "FolderBench": "evaluation.folder_bench",
     "Imma": "immunizers",
     "ImmunityError": "errors",
     "Journal": "optimize",
     "Lora": "adaptations",
     "Provenance": "deltas",
     "RandomPerturbation": "immunizers",
+    "Sampler": "evaluation.study",
+    "Study": "evaluation.study",
+    "Subject": "evaluation.folder_bench",
     "Uce": "erasers",
     "World": "worlds",
+    "WorldBench": "evaluation.world_bench",
     "adapt": "adaptations",
     "load": "loading",
 }

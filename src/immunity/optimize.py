@@ -281,7 +281,13 @@ class Loop:
         if self._checkpoint is not None and (state := self._checkpoint.read()) is not None:
             self.load_state_dict(state)
         with tqdm(
-            total=self.steps, initial=self.done, desc=self._label, disable=not self._label, delay=3, unit="step"
+            total=self.steps,
+            initial=self.done,
+            desc=self._label,
+            disable=not self._label,
+            delay=3,
+            unit="step",
+            leave=None,  # under another bar it vanishes when it is full
         ) as bar:
             while self.done < self.steps:
                 try:

@@ -3,56 +3,68 @@
 from dataclasses import dataclass
 
 from immunity.adaptations import Lora
-from immunity.erasers import Esd
+from immunity.erasers import Uce
+from immunity.evaluation.bench import spread_over
 from immunity.evaluation.study import Sampler, Study
 from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import Imma, RandomPerturbation
+from immunity.worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the demo spends, in pictures and steps.
+    """What the demo spends.
 
-    On the embedded model a forward pass costs about 1 GFLOP a picture, a step of training 3.1 and a picture drawn two
-    forward passes a step of the sampler.
+    On the embedded model a forward pass costs about 1 GFLOP a picture and a step of training 3.1; a picture is drawn
+    with two forward passes a step of the sampler. So `pictures` and `steps` below are what it takes, in all.
     """
 
-    lessons: int = 16
-    """Pictures for each of attack and defence."""
+    lessons: int = 12
+    """Pictures for each of attack and defence, drawn by the base model."""
     pictures: int = 8
-    """Pictures drawn at each point."""
-    sampler_steps: int = 12
-    other_concepts: int = 6
+    """Pictures of each model at each point."""
+    others: int = 6
+    """Other concepts that are watched."""
     other_pictures: int = 2
-    """Of each of them."""
-    erase_steps: int = 60
-    immunize_steps: int = 200
-    attack_steps: int = 80
-    at: tuple[int, ...] = (10, 20, 40, 80)
+    """Of each of them, before the attack."""
+    sampler_steps: int = 10
+    guidance: float = 4.0
+    immunize_steps: int = 160
+    """Half-steps of IMMA."""
+    at: tuple[int, ...] = (10, 25, 60)
+    """Steps of the attack after which pictures are drawn; it ends with the last."""
     batch: int = 4
     """Pictures a step of training."""
-    guidance: float = 4.0
+    benign: int = 1
+    """Harmless subjects, taught with and without the defence."""
 
 
 def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench | None = None) -> Study:
-    """The study of `immunity demo`. `bench` is for a world that is elsewhere."""
+    """The study of `immunity demo`. `bench` is for a world that is elsewhere than in the package."""
     b = budget or Budget()
+    near = b.others // 2
     bench = bench or WorldBench(
-        lessons=b.lessons,
-        neighbours=b.other_concepts // 2,
-        spread=b.other_concepts - b.other_concepts // 2,
-        other_pictures=b.other_pictures,
+        lessons=b.lessons, neighbours=near, spread=b.others - near, other_pictures=b.other_pictures
     )
+    world = bench.where()
     return Study(
-        title=f"Relearning {concept} on the world {bench.where().name}",
+        title=f"Relearning {concept} on the world {world.name}",
         bench=bench,
         concepts=(concept,),
         seeds=(0,),
-        eraser=Esd(lr=1e-4, eta=2.0, steps=b.erase_steps, batch=b.batch, sampler_steps=10, states_per_run=10),
-        attack=Lora(lr=1e-3, steps=b.attack_steps, batch=b.batch),
+        # The one eraser that takes no time; everything else of its kind is preserved.
+        eraser=Uce(preserve=_others(world, concept)),
+        attack=Lora(lr=1e-3, steps=b.at[-1], batch=b.batch),
         defences={"imma": Imma(steps=b.immunize_steps, outer_lr=1e-4)},
         baselines={"noise": RandomPerturbation(like="imma")},
+        benign=spread_over([each.name for each in world.concepts("object", "held_out")], b.benign),
         at=b.at,
         pictures=b.pictures,
         sampler=Sampler(steps=b.sampler_steps, guidance=b.guidance),
     )
+
+
+def _others(world: World, concept: str) -> tuple[str, ...]:
+    is_style = world.concept(concept).kind == "style"
+    known = world.concepts("style" if is_style else "object", "trained")
+    return tuple(each.name for each in known if each.name != concept)

@@ -175,6 +175,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
     wall_seconds: float = 0.0
+    """Of the process that finished the cell: what another did before it was interrupted does not count."""
     peak_bytes: int = 0
     created: str = ""
 

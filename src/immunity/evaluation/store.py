@@ -15,7 +15,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -38,20 +38,26 @@ class Store:
     """The part of a study's folder that is not records."""
 
     folder: Path
+    _diverged: dict[str, DivergedError] = field(default_factory=dict)
 
     def delta_path(self, name: str, recipe: Recipe) -> Path:
         return self.folder / "deltas" / f"{_slug(name)}-{_key(recipe)}.safetensors"
 
     def delta(self, name: str, recipe: Recipe, make: Callable[[Path], Delta]) -> Delta:
         """The delta of that recipe; `make` is called with a folder for its checkpoint if there is none yet."""
-        path = self.delta_path(name, recipe)
+        path, key = self.delta_path(name, recipe), _key(recipe)
+        if key in self._diverged:  # other cells that need it need not wait for it to diverge again
+            raise self._diverged[key]
         if not path.exists():
             try:
                 make(self.work(recipe)).save(path)
-            except DivergedError:
-                self.finished(recipe)  # going on from its checkpoint would only diverge again
+            except DivergedError as error:
+                self._diverged[key] = error
                 raise
-            self.finished(recipe)
+            finally:
+                # Also after a divergence: to go on from the checkpoint would only diverge again.
+                if path.exists() or key in self._diverged:
+                    self.finished(recipe)
         return Delta.load(path)
 
     def keep_adapter(self, name: str, recipe: Recipe, result: AttackResult) -> None:

@@ -9,7 +9,6 @@ from immunity.evaluation.bench import ToDraw, spread_over, taking_turns
 from immunity.evaluation.folder_bench import FolderBench, Subject
 from immunity.evaluation.world_bench import WorldBench
 
-from tests import tiny_judges
 from tests.tiny_study import bench
 
 
@@ -97,24 +96,11 @@ def test_choices_are_even():
 # The user's own model.
 
 
-def pictures(folder: Path, count: int, *, first: int = 0) -> Path:
+def painted(folder: Path, count: int, *, first: int = 0) -> Path:
     folder.mkdir()
     for i in range(first, first + count):
         Image.new("RGB", (24, 20), (20 * i, 255 - 20 * i, 90)).save(folder / f"{i}.png")
     return folder
-
-
-@pytest.fixture(scope="module")
-def judges(tmp_path_factory):
-    """Folders of a tiny CLIP and a tiny DINO, as FolderBench takes them."""
-    root = tmp_path_factory.mktemp("judges")
-    for name in ("clip", "dino"):
-        (root / name).mkdir()
-    return {
-        "clip": str(tiny_judges.clip(root / "clip")),
-        "dino": str(tiny_judges.dino_transformer(root / "dino")),
-        "lpips": False,
-    }
 
 
 def own(subject: Subject, judges, **changes) -> FolderBench:
@@ -125,7 +111,7 @@ CAT = Concept(name="my cat")
 
 
 def test_one_folder_is_split_and_the_plan_says_so(tmp_path, judges):
-    chosen = own(Subject(concept=CAT, attack=pictures(tmp_path / "cats", 5)), judges)
+    chosen = own(Subject(concept=CAT, attack=painted(tmp_path / "cats", 5)), judges)
     panel = chosen.open(device="cpu", size=16)
     attack, defence = (panel.pictures("my cat", purpose, seed=1, alone=False) for purpose in ("attack", "defence"))
     assert (len(attack), len(defence)) == (2, 3)
@@ -138,7 +124,7 @@ def test_one_folder_is_split_and_the_plan_says_so(tmp_path, judges):
 
 
 def test_two_folders_must_not_share_a_picture(tmp_path, judges):
-    attack, defence = pictures(tmp_path / "attack", 3), pictures(tmp_path / "defence", 2, first=3)
+    attack, defence = painted(tmp_path / "attack", 3), painted(tmp_path / "defence", 2, first=3)
     panel = own(Subject(concept=CAT, attack=attack, defence=defence, prompt="a cat"), judges).open(
         device="cpu", size=16
     )
@@ -198,6 +184,6 @@ def test_benches_that_make_no_sense(tmp_path, judges):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImmunityError, match="pictures"):
         own(Subject(concept=CAT, attack=tmp_path / "empty"), judges).open(device="cpu", size=16)
-    one = own(Subject(concept=CAT, attack=pictures(tmp_path / "one", 1)), judges).open(device="cpu", size=16)
+    one = own(Subject(concept=CAT, attack=painted(tmp_path / "one", 1)), judges).open(device="cpu", size=16)
     with pytest.raises(ImmunityError, match="at least two pictures"):
         one.pictures("my cat", "attack", seed=0, alone=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from immunity import Delta, Examples, ImmunityError, load
+from immunity import Concept, Delta, Examples, FolderBench, ImmunityError, Subject, Uce, load
 from immunity.adaptations import Lora
 from immunity.evaluation import report
 from immunity.evaluation.records import CellKey, Run
@@ -161,11 +161,28 @@ def _without_times(found):
 
 
 def test_a_defence_or_attack_that_diverges_does_not_stop_the_others(toy, tmp_path):
-    study = tiny_study.short(toy, defences={"imma": Imma(steps=4, outer_lr=1e30, clip=None)})
-    with pytest.raises(ImmunityError, match=r"1 that did not: church 0 imma .*lower learning rates"):
+    study = tiny_study.short(toy, defences={"imma": Imma(steps=4, outer_lr=1e30, clip=None)}, benign=("dog face",))
+    with pytest.raises(
+        ImmunityError, match=r"2 that did not: church 0 imma .*; dog face 0 imma .*lower learning rates"
+    ):
         study.run(tmp_path, progress=False)
-    assert [key.arm for key in report.RecordFolder(tmp_path).read().missing()] == ["imma"]
+    assert [key.arm for key in report.RecordFolder(tmp_path).read().missing()] == ["imma", "imma"]
     assert not any((tmp_path / "work").iterdir())
+
+
+def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_path):
+    cat = Subject(concept=Concept(name="cat"), attack=pictures, prompt="a photo of my cat")
+    bench = FolderBench(model=str(tiny_folders["sd1"]), subjects=(cat,), others=("castle",), other_pictures=1, **judges)
+    study = tiny_study.short(Path(), bench=bench, concepts=("cat",), eraser=Uce())
+    records = study.run(tmp_path, progress=False)
+    assert {key.arm for key in records.cells} == {"base", "erased", "control", "imma"}
+    imma = records.cells[CellKey("cat", 0, "imma", "cat")]
+    assert imma.points[0].scores.keys() == {"clip", "dino", "accuracy"}
+    assert imma.points[0].others.keys() == {"castle"}
+    assert (len(imma.run.examples["attack"]), len(imma.run.examples["defence"])) == (2, 3)
+    page = report.render(records, draws=50)
+    assert "same-source" in page
+    assert str(pictures) not in page + (tmp_path / "study.json").read_text(), "paths are nobody's business"
 
 
 @pytest.mark.parametrize(
