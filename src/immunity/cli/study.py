@@ -126,7 +126,7 @@ class JudgeOptions:
     dino: str | None = VIT_S_16
     """Folder or hub name of DINO, for a model without a world."""
     lpips: bool = True
-    """LPIPS too, for a model without a world."""
+    """Whether LPIPS is measured as well, for a model without a world."""
 
     def bench(self, model: ModelOptions, subject: SubjectOptions) -> WorldBench | FolderBench:
         world = self.world or (None if model.world() is None else model.model)

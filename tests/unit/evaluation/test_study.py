@@ -107,14 +107,17 @@ def test_running_it_again_repeats_nothing(records, toy):
     assert again.finished == records.finished
 
 
-def test_a_study_can_be_widened(toy, tmp_path):
-    first = tiny_study.short(toy).run(tmp_path, progress=False)
-    wider = tiny_study.short(toy, baselines={"noise": RandomPerturbation(like="imma")}).run(tmp_path, progress=False)
+def test_a_study_of_a_style_can_be_widened(toy, tmp_path):
+    study = tiny_study.short(toy, concepts=("blob",), eraser=Uce())
+    first = study.run(tmp_path, progress=False)
+    assert first.cells[CellKey("blob", 0, "imma", "blob")].points[0].others.keys() == {"noto", "church", "castle"}
+    study = dataclasses.replace(study, baselines={"noise": RandomPerturbation(like="imma")})
+    wider = study.run(tmp_path, progress=False)
     assert wider.missing() == ()
     assert len(wider.finished) == len(first.finished) + 1
     assert all(wider.cells[each.key] == each for each in first.finished)
     with pytest.raises(ImmunityError, match=r"a plan that differs in .*settings; try another folder"):
-        tiny_study.short(toy, pictures=3).run(tmp_path, progress=False)
+        dataclasses.replace(study, pictures=3).run(tmp_path, progress=False)
 
 
 def test_the_report_is_made_of_the_records(records):
