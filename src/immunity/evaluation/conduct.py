@@ -1,8 +1,8 @@
 """Carrying out a study, cell by cell."""
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from immunity.evaluation.study import Study
 from immunity.loading import load
 from immunity.optimize import DivergedError
 
+_SECONDS_BETWEEN_LOOKS = 2.0
+
 
 def conduct(study: Study, folder: Path, *, device: str, every: int, progress: bool) -> Records:
     """What `Study.run` does."""
@@ -37,26 +39,52 @@ def conduct(study: Study, folder: Path, *, device: str, every: int, progress: bo
     laboratory = Laboratory(study=study, model=model, panel=panel, store=Store(folder), every=every, progress=progress)
     conductor = Conductor(laboratory, plan, records)
     cells = list(plan.cells())
-    missing = [key for key in cells if not records.has(key)]
-    diverged: list[str] = []
-    with tqdm(
-        total=len(cells), initial=len(cells) - len(missing), desc=study.title, unit="cell", disable=not progress
-    ) as bar:
-        for key in missing:
-            bar.set_postfix_str(_spoken(key))
-            try:
-                conductor.carry_out(key)
-            except DivergedError as error:  # the other cells may be well
-                diverged.append(f"{_spoken(key)} ({error.got})")
-                laboratory.store.finished(_recipe(key))
-            bar.update()
+    diverged: dict[CellKey, str] = {}
+
+    def missing() -> list[CellKey]:
+        return [key for key in cells if key not in diverged and not records.has(key)]
+
+    with tqdm(total=len(cells), desc=study.title, unit="cell", disable=not progress) as bar:
+        while left := missing():
+            bar.update(len(cells) - len(left) - bar.n)
+            with _claim_one(laboratory.store, left) as mine:
+                if not mine:  # other processes are at all that is left
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                for key in mine:
+                    if records.has(key):  # another process measured it while this one chose
+                        continue
+                    bar.set_postfix_str(_spoken(key))
+                    try:
+                        conductor.carry_out(key)
+                    except DivergedError as error:  # the other cells may be well
+                        diverged[key] = f"{_spoken(key)} ({error.got})"
+                        laboratory.store.finished(_recipe(key))
+                    bar.update()
+        bar.update(len(cells) - bar.n)
     if diverged:
         raise ImmunityError(
             expected="attacks and defences that stay finite",
-            got=f"{len(diverged)} that did not: {'; '.join(diverged)}",
+            got=f"{len(diverged)} that did not: {'; '.join(diverged.values())}",
             remedy="lower learning rates, in a new folder; all other cells are finished and can be reported",
         )
     return records.read()
+
+
+@contextmanager
+def _claim_one(store: Store, left: Sequence[CellKey]) -> Iterator[list[CellKey]]:
+    """The cells of the first concept and seed at which no other process is at work; none if there is no such.
+
+    Cells of one concept and seed share pictures and deltas, so one process makes them all.
+    """
+    groups: dict[tuple[str, int], list[CellKey]] = {}
+    for key in left:
+        groups.setdefault((key.concept, key.seed), []).append(key)
+    for (concept, seed), group in groups.items():
+        with store.claim(f"{concept} {seed}") as mine:
+            if mine:
+                yield group
+                return
+    yield []
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@
     adapters/<arm>-<key>.safetensors     each attack's φ, in the file format in which such adapters circulate
     pictures/<purpose>-<key>/            what attack and defence learned from and results were compared with, a folder
                                          of pictures with metadata.csv
+    claims/<key>.lock                    which process is at which concept and seed
     work/<key>/                          checkpoints and pictures of what is under way; removed when it is finished
 
 A key is the hash of everything that determines the content, and so is known before the content is made.
@@ -14,7 +15,8 @@ import hashlib
 import io
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,23 +71,34 @@ class Store:
         path = self.folder / "pictures" / f"{purpose}-{_key(recipe)}"
         if not path.exists():
             made = make()
-            with replacing(path) as temporary:
-                temporary.mkdir(parents=True)
-                _write_imagefolder(temporary, made)
+            if not path.exists():  # what several concepts share, another process may have made meanwhile
+                with replacing(path) as temporary:
+                    temporary.mkdir(parents=True)
+                    _write_imagefolder(temporary, made)
         return Examples.from_folder(path, size=size)
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether this process, and no other that works in the folder, has `name` for the length of the block.
+
+        The operating system ends a claim with its process, however that dies.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(_made(self.folder / "claims") / f"{_key({'claim': name})}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def work(self, recipe: Recipe) -> Path:
         """A folder for what is under way."""
-        path = self.folder / "work" / _key(recipe)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ImmunityError(
-                expected="a folder for records that can be written",
-                got=f"{path} ({error.strerror})",
-                remedy="another folder",
-            ) from error
-        return path
+        return _made(self.folder / "work" / _key(recipe))
 
     def finished(self, recipe: Recipe) -> None:
         """Forgets what was under way. Call it when the result has been written."""
@@ -116,6 +129,18 @@ def drawn(work: Path, step: int) -> Tensor:
 def in_eight_bits(images: Tensor) -> Tensor:
     """The pictures as a file would hold them: they are judged as anyone can see them."""
     return to_bytes(images).to(torch.float32) / 255
+
+
+def _made(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImmunityError(
+            expected="a folder for records that can be written",
+            got=f"{path} ({error.strerror})",
+            remedy="another folder",
+        ) from error
+    return path
 
 
 def _key(recipe: Recipe) -> str:

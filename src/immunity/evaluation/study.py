@@ -151,7 +151,8 @@ class Study:
         """Measures every cell that `folder` does not hold yet, each written as soon as it is done.
 
         Killed and called again it goes on where it was, in the middle of an attack too, and gives the same records as
-        if it had not been killed, but for times. `every`: steps of training between two checkpoints.
+        if it had not been killed, but for times. Several processes can run one study in one folder: each takes a
+        concept and seed that no other has. `every`: steps of training between two checkpoints.
         """
         from immunity.evaluation.conduct import conduct
 

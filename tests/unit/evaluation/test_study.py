@@ -2,6 +2,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import torch
 
 from immunity import Concept, Delta, Examples, FolderBench, ImmunityError, Subject, Uce, load
 from immunity.adaptations import Lora
-from immunity.evaluation import report
+from immunity.evaluation import conduct, report
 from immunity.evaluation.records import CellKey, Run
+from immunity.evaluation.store import Store
 from immunity.immunizers import AscentOnly, Imma, RandomPerturbation
 
 from tests import tiny_study
@@ -105,6 +108,32 @@ def test_running_it_again_repeats_nothing(records, toy):
     again = tiny_study.study(toy).run(records.folder, progress=False)
     assert times() == before
     assert again.finished == records.finished
+
+
+def test_processes_share_a_study_by_concept_and_seed(records, toy, tmp_path, monkeypatch):
+    """While another one is at seed 0, this one measures seed 1, then waits for what is left."""
+    monkeypatch.setattr(conduct, "_SECONDS_BETWEEN_LOOKS", 0.05)
+    study = tiny_study.study(toy, baselines={}, benign=())
+    seen_while_claimed = []
+
+    def other_process():
+        with Store(tmp_path).claim("church 0") as mine:
+            assert mine
+            claimed.set()
+            while not (tmp_path / "cells" / "church" / "1" / "imma.json").exists():
+                time.sleep(0.05)
+            seen_while_claimed.extend(path.name for path in (tmp_path / "cells" / "church").iterdir())
+
+    claimed = threading.Event()
+    other = threading.Thread(target=other_process, daemon=True)
+    other.start()
+    assert claimed.wait(10)
+    made = study.run(tmp_path, progress=False)
+    other.join(10)
+    assert seen_while_claimed == ["1"]
+    assert made.missing() == ()
+    for each in made.finished:
+        assert _without_times(each) == _without_times(records.cells[each.key])
 
 
 def test_a_study_of_a_style_can_be_widened(toy, tmp_path):
