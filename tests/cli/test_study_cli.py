@@ -59,6 +59,8 @@ def test_a_study_is_run_and_reported(study_file, tmp_path):
     assert "Relearning church on a toy" in page.read_text(encoding="utf-8")
     assert "--force" in immunity("report", records, "--out", page).complaint
     assert immunity("report", records, "--out", page, "--force").code == 0
+    assert immunity("report", records, "--out", tmp_path / "tables.md").code == 0
+    assert "| church |" in (tmp_path / "tables.md").read_text(encoding="utf-8")
     other = immunity("run", study_file(", pictures=3"), "--out", records)
     assert "a plan that differs in" in other.complaint
 

@@ -86,11 +86,13 @@ class OutputOptions:
     force: bool = False
     """Replace an earlier result."""
 
-    def check_file(self, suffix: str, *, inputs: Iterable[Path]) -> None:
+    def check_file(self, *suffixes: str, inputs: Iterable[Path]) -> None:
         """Refuses, before the work and not after it, a name that the result cannot have."""
-        if self.out.suffix != suffix:
+        if self.out.suffix not in suffixes:
             raise ImmunityError(
-                expected=f"a file name that ends in {suffix}", got=str(self.out), remedy=str(self.out) + suffix
+                expected=f"a file name that ends in {' or '.join(suffixes)}",
+                got=str(self.out),
+                remedy=str(self.out) + suffixes[0],
             )
         self._check(inputs)
         if self.out.is_dir():

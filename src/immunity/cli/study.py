@@ -18,6 +18,7 @@ from immunity.concepts import Concept, Examples, Kind
 from immunity.errors import ImmunityError
 from immunity.evaluation.demo import demo_study
 from immunity.evaluation.folder_bench import FolderBench, Subject
+from immunity.evaluation.markdown import write_tables
 from immunity.evaluation.measure import measure as take
 from immunity.evaluation.measure import references
 from immunity.evaluation.outcome import outcome
@@ -75,7 +76,7 @@ def run(study: Path, /, *, out: Path, device: str = "cpu", save_every: int = 50)
 
 
 def report(records: Path, /, output: OutputOptions) -> None:
-    """Make one self-contained page of a study's records, finished or not.
+    """Make one self-contained page of a study's records, finished or not; or its tables alone, as Markdown (.md).
 
     For example: immunity report runs/relearning --out relearning.html
 
@@ -83,8 +84,9 @@ def report(records: Path, /, output: OutputOptions) -> None:
         records: The folder of records.
         output: The result.
     """
-    output.check_file(".html", inputs=(records,))
-    write_report(records, output.out, force=output.force)
+    output.check_file(".html", ".md", inputs=(records,))
+    write = write_tables if output.out.suffix == ".md" else write_report
+    write(records, output.out, force=output.force)
     print(output.out)
 
 

@@ -1,0 +1,62 @@
+import itertools
+
+import pytest
+
+from immunity import ImmunityError
+from immunity.evaluation.comparison import compare
+from immunity.evaluation.markdown import tables, write_tables
+from immunity.evaluation.records import RecordFolder
+from immunity.evaluation.report import percent
+
+from tests import synthetic
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    plan = synthetic.plan(seeds=(0, 1))
+    return synthetic.write_study(tmp_path_factory.mktemp("study"), plan).read()
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The last row of each name, by its first cell."""
+    return {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
+
+
+def test_the_figures_are_the_comparisons(records):
+    text = tables(records, draws=100)
+    concept = records.plan.concepts[0]
+    arm = records.plan.with_role("defended")[0]
+    found = compare(records, concept, arm.name, draws=100)
+    for metric in found.metrics:
+        if metric.kind == "similarity":
+            assert percent(found.summaries[metric.name].sgr_mean.value) in text
+    assert concept in rows(text)
+    assert arm.title in rows(text)
+    for baseline in records.plan.with_role("baseline"):
+        assert baseline.title in rows(text)
+    assert "nan" not in text.lower()
+
+
+def test_every_row_is_as_long_as_its_head(records):
+    lines = [line for line in tables(records, draws=50).splitlines() if line.startswith("|")]
+    for before, line in itertools.pairwise(lines):
+        if line.startswith("|---") or before.startswith("|---"):
+            assert line.count("|") == before.count("|")
+
+
+def test_it_is_written_once(records, tmp_path):
+    out = tmp_path / "results.md"
+    write_tables(records.folder, out, draws=50)
+    assert out.read_text(encoding="utf-8") == tables(records, draws=50)
+    with pytest.raises(ImmunityError, match="--force"):
+        write_tables(records.folder, out)
+
+
+def test_nothing_to_tell_yet(tmp_path):
+    folder = RecordFolder.create(tmp_path, synthetic.plan(seeds=(0,)))
+    with pytest.raises(ImmunityError, match="control and defence are finished"):
+        tables(folder.read())
