@@ -101,6 +101,20 @@ def test_a_study_of_a_concept_that_nobody_knows(study_file, tmp_path):
     assert "got 'chruch'; try e.g. church" in done.complaint
 
 
+def test_several_studies_have_a_folder_each(study_file, tmp_path):
+    path = study_file()
+    path.write_text(path.read_text() + "studies = {'one': study, 'two': tiny_study.replace(study, pictures=1)}")
+    out = tmp_path / "records"
+    assert "one, two" in immunity("run", path, "--out", out, "--only", "three").complaint
+    done = immunity("run", path, "--out", out, "--only", "two")
+    assert done.code == 0, done.err
+    assert sorted(each.name for each in out.iterdir()) == ["shared", "two"]
+    assert immunity("run", path, "--out", out).code == 0
+    assert (out / "one" / "cells").is_dir()
+    path.write_text(path.read_text() + "\nstudies['A/B'] = study")
+    assert "names of folders" in immunity("run", path, "--out", out).complaint
+
+
 def test_folders_that_hold_no_records(tmp_path):
     page = tmp_path / "report.html"
     assert "a folder of records" in immunity("report", tmp_path, "--out", page).complaint

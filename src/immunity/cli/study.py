@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import importlib.util
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,23 +57,42 @@ def demo(*, concept: str = "church", out: Path = Path("runs/demo"), device: str 
     print(page)
 
 
-def run(study: Path, /, *, out: Path, device: str = "cpu", save_every: int = 50) -> None:
-    """Carry out a study: a Python file that defines `study = Study(…)`.
+def run(study: Path, /, *, out: Path, only: str | None = None, device: str = "cpu", save_every: int = 50) -> None:
+    """Carry out a study: a Python file that defines `study = Study(…)`, or `studies = {"name": Study(…), …}`.
 
     The file is executed, as `python` would. Every cell is written to the folder as soon as it is measured. Interrupted
-    or killed, the same command goes on where it was and repeats nothing that is finished.
+    or killed, the same command goes on where it was and repeats nothing that is finished. The same command in several
+    processes at once shares the work. Several studies have a folder each, and share what they have in common.
 
     For example: immunity run studies/relearning.py --out runs/relearning
 
     Args:
         study: The Python file.
         out: The folder of its records; one where the same study was begun is gone on with.
+        only: Of several studies, the one to run.
         device: Where the model runs.
         save_every: Steps of training between two checkpoints.
     """
-    records = _run(_study_of(study), out, device=device, save_every=save_every)
-    print(outcome(records))
-    print(f"now: immunity report {out} --out {out / 'report.html'}")
+    found = _studies_of(study)
+    several = list(found) != [""]
+    for name, each in _chosen(found, only, study).items():
+        folder = out / name if several else out
+        shared = out / "shared" if several else None
+        records = _run(each, folder, device=device, save_every=save_every, shared=shared)
+        print(outcome(records))
+        print(f"now: immunity report {folder} --out {folder / 'report.html'}")
+
+
+def _chosen(studies: Mapping[str, Study], only: str | None, file: Path) -> Mapping[str, Study]:
+    if only is None:
+        return studies
+    if only not in studies:
+        raise ImmunityError(
+            expected=f"the name of a study in {file}",
+            got=repr(only),
+            remedy="leaving out --only" if list(studies) == [""] else f"one of {', '.join(studies)}",
+        )
+    return {only: studies[only]}
 
 
 def report(records: Path, /, output: OutputOptions) -> None:
@@ -185,15 +205,18 @@ def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions,
     print(output.out)
 
 
-def _run(study: Study, folder: Path, *, device: str, save_every: int) -> Records:
+def _run(study: Study, folder: Path, *, device: str, save_every: int, shared: Path | None = None) -> Records:
     try:
-        return study.run(folder, device=device, every=save_every)
+        return study.run(folder, device=device, every=save_every, shared=shared)
     except KeyboardInterrupt as error:
         raise Interrupted(f"the same command again goes on from there, in {folder}") from error
 
 
-def _study_of(file: Path) -> Study:
-    """What the file defines as `study`. The file is executed: it is the user's own program."""
+def _studies_of(file: Path) -> Mapping[str, Study]:
+    """What the file defines as `studies`, or as `study`, which then has no name.
+
+    The file is executed: it is the user's own program.
+    """
     if file.suffix != ".py" or not file.is_file():
         raise ImmunityError(
             expected="a Python file that defines `study`",
@@ -222,8 +245,23 @@ def _study_of(file: Path) -> Study:
         ) from error
     finally:
         sys.path.pop(0)
-    study = vars(module).get("study")
-    if not isinstance(study, Study):
-        got = "none" if study is None else f"a value of type {type(study).__name__}"
-        raise ImmunityError(expected=f"`study`, a Study, in {file}", got=got, remedy="study = Study(title=…, …)")
-    return study
+    defined = vars(module)
+    studies = defined["studies"] if "studies" in defined else {"": defined.get("study")}
+    if not isinstance(studies, Mapping) or not studies:
+        raise ImmunityError(
+            expected=f"`studies`, a mapping of names to studies, in {file}",
+            got=f"a value of type {type(studies).__name__}" if studies else "none in it",
+            remedy='studies = {"first": Study(title=…, …)}',
+        )
+    for name, study in studies.items():
+        if not isinstance(study, Study):
+            got = "none" if study is None else f"a value of type {type(study).__name__}"
+            what = f"`studies[{name!r}]`" if name else "`study`"
+            raise ImmunityError(expected=f"{what}, a Study, in {file}", got=got, remedy="study = Study(title=…, …)")
+        if "studies" in defined and not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", str(name)):
+            raise ImmunityError(
+                expected="names of studies that can be names of folders (a–z, 0–9, -, _, .)",
+                got=repr(name),
+                remedy="renaming it",
+            )
+    return dict(studies)

@@ -30,6 +30,8 @@ class ToDraw:
     """Pictures that the base model is to draw, one for each prompt: how the paper gets those of a known concept."""
 
     prompts: tuple[str, ...]
+    captions: tuple[str, ...] | None = None
+    """What the pictures are called when they are learned from, if not by the prompts that made them."""
 
 
 class Panel(ABC):
@@ -56,8 +58,8 @@ class Panel(ABC):
         """Where the pictures for a purpose come from, in words: the same words for the same source."""
 
     @abstractmethod
-    def questions(self, name: str, count: int) -> tuple[str, ...]:
-        """The prompts by which a model is asked for the concept."""
+    def questions(self, name: str, count: int, *, attacked: bool = False) -> tuple[str, ...]:
+        """The prompts by which a model is asked for the concept; an `attacked` one, by the attacker's words for it."""
 
     @abstractmethod
     def scores(self, name: str, images: Tensor, references: Tensor) -> Scores:

@@ -63,7 +63,7 @@ def _immunized(laboratory: Laboratory, key: CellKey, arm: str, examples: Example
     def make(work: Path) -> Delta:
         journal = laboratory.journal(work, f"{key.concept} {key.seed}: {arm}")
         seed = laboratory.seed(key, "immunize")
-        return method(laboratory.model, examples, laboratory.study.attack, seed=seed, journal=journal)
+        return method(laboratory.model, examples, laboratory.study.foreseen(arm), seed=seed, journal=journal)
 
     return laboratory.store.delta(arm, recipe, make)
 
@@ -71,7 +71,7 @@ def _immunized(laboratory: Laboratory, key: CellKey, arm: str, examples: Example
 def _where(laboratory: Laboratory, key: CellKey, arm: str, examples: Examples) -> _Known:
     method = laboratory.study.method(arm)
     recipe = _recipe(laboratory, method, laboratory.seed(key, "immunize"))
-    recipe |= {"examples": examples.digest(), "against": described(laboratory.study.attack)}
+    recipe |= {"examples": examples.digest(), "against": described(laboratory.study.foreseen(arm))}
     if isinstance(method, RandomPerturbation) and method.like is not None:
         # The name of an arm is not enough: it could be another method in another version of the study.
         recipe["like"] = _where(laboratory, key, method.like, examples).recipe

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from immunity.optimize import DivergedError
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
-def conduct(study: Study, folder: Path, *, device: str, every: int, progress: bool) -> Records:
+def conduct(study: Study, store: Store, *, device: str, every: int, progress: bool) -> Records:
     """What `Study.run` does."""
     from tqdm import tqdm
 
@@ -35,8 +34,8 @@ def conduct(study: Study, folder: Path, *, device: str, every: int, progress: bo
     for name in (*study.concepts, *study.benign):
         panel.concept(name)  # an unknown one is refused before hours of work and not after them
     plan = study.plan(model, panel)
-    records = RecordFolder.create(folder, plan)
-    laboratory = Laboratory(study=study, model=model, panel=panel, store=Store(folder), every=every, progress=progress)
+    records = RecordFolder.create(store.folder, plan)
+    laboratory = Laboratory(study=study, model=model, panel=panel, store=store, every=every, progress=progress)
     conductor = Conductor(laboratory, plan, records)
     cells = list(plan.cells())
     diverged: dict[CellKey, str] = {}
@@ -156,12 +155,13 @@ class Conductor:
         self.laboratory.store.finished(_recipe(key))
 
     def _questions(self, key: CellKey) -> _Questions:
-        prompts = self.laboratory.panel.questions(key.subject, self.laboratory.study.pictures)
+        attacked = self.plan.arm(key.arm).role not in ("base", "erased")
+        prompts = self.laboratory.panel.questions(key.subject, self.laboratory.study.pictures, attacked=attacked)
         return _Questions(prompts, self.laboratory.picture_seeds(key, "ask", len(prompts)))
 
     def _look_before(self, key: CellKey, questions: _Questions) -> _Before:
         """The erased model of one seed is looked at in its own cell and as the control: it is asked once."""
-        memo = (key.concept, key.seed, key.subject, self.laboratory.model.parents)
+        memo = (key.concept, key.seed, key.subject, questions.prompts, self.laboratory.model.parents)
         if memo not in self._before:
             for other in [other for other in self._before if other[:2] != memo[:2]]:
                 del self._before[other]

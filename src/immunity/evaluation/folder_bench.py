@@ -187,7 +187,7 @@ class FolderPanel(Panel):
     def origin(self, name: str, purpose: Purpose) -> str:
         return _sources(self._subjects[name])[purpose]
 
-    def questions(self, name: str, count: int) -> tuple[str, ...]:
+    def questions(self, name: str, count: int, *, attacked: bool = False) -> tuple[str, ...]:  # noqa: ARG002
         return taking_turns(self._subjects[name].concept.prompts, count)
 
     def scores(self, name: str, images: Tensor, references: Tensor) -> Scores:

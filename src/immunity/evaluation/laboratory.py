@@ -82,7 +82,8 @@ class Laboratory:
         def make() -> Examples:
             assert not self.model.parents, "only the base model teaches"
             images = self.draw(prompts, seeds, f"{name}: pictures for {purpose}")
-            return Examples(images, prompts, tuple(f"{self.model.name}, seed {each}" for each in seeds))
+            captions = prompts if source.captions is None else source.captions
+            return Examples(images, captions, tuple(f"{self.model.name}, seed {each}" for each in seeds))
 
         recipe = {
             "base": self.model.base_hash,
@@ -91,4 +92,6 @@ class Laboratory:
             "seeds": seeds,
             "sampler": dataclasses.asdict(self.study.sampler),
         }
+        if source.captions is not None:
+            recipe["captions"] = source.captions
         return self.store.pictures(f"{name}-{seed}-{purpose}", recipe, size=self.model.resolution, make=make)

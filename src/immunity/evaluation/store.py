@@ -4,10 +4,11 @@
     adapters/<arm>-<key>.safetensors     each attack's φ, in the file format in which such adapters circulate
     pictures/<purpose>-<key>/            what attack and defence learned from and results were compared with, a folder
                                          of pictures with metadata.csv
-    claims/<key>.lock                    which process is at which concept and seed
+    claims/<key>.lock                    which process is at what
     work/<key>/                          checkpoints and pictures of what is under way; removed when it is finished
 
-A key is the hash of everything that determines the content, and so is known before the content is made.
+A key is the hash of everything that determines the content, and so is known before the content is made. Studies that
+share deltas and pictures keep these two in one folder for all.
 """
 
 import csv
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,6 +33,9 @@ from immunity.errors import ImmunityError
 from immunity.optimize import DivergedError, identity
 from immunity.pictures import to_bytes, write_png
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 Recipe = Mapping[str, object]
 """Everything that determines what is made, as plain values."""
 
@@ -40,10 +45,16 @@ class Store:
     """The part of a study's folder that is not records."""
 
     folder: Path
+    shared: Path | None = None
+    """Where deltas and pictures are, if not in the folder itself."""
     _diverged: dict[str, DivergedError] = field(default_factory=dict)
 
+    @property
+    def _common(self) -> Path:
+        return self.shared or self.folder
+
     def delta_path(self, name: str, recipe: Recipe) -> Path:
-        return self.folder / "deltas" / f"{_slug(name)}-{_key(recipe)}.safetensors"
+        return self._common / "deltas" / f"{_slug(name)}-{_key(recipe)}.safetensors"
 
     def delta(self, name: str, recipe: Recipe, make: Callable[[Path], Delta]) -> Delta:
         """The delta of that recipe; `make` is called with a folder for its checkpoint if there is none yet."""
@@ -51,16 +62,22 @@ class Store:
         if key in self._diverged:  # other cells that need it need not wait for it to diverge again
             raise self._diverged[key]
         if not path.exists():
-            try:
-                make(self.work(recipe)).save(path)
-            except DivergedError as error:
-                self._diverged[key] = error
-                raise
-            finally:
-                # Also after a divergence: to go on from the checkpoint would only diverge again.
-                if path.exists() or key in self._diverged:
-                    self.finished(recipe)
+            with self._alone_at(key):
+                self._make_delta(path, recipe, make)
         return Delta.load(path)
+
+    def _make_delta(self, path: Path, recipe: Recipe, make: Callable[[Path], Delta]) -> None:
+        if path.exists():  # another process made it while this one waited
+            return
+        try:
+            make(self.work(recipe)).save(path)
+        except DivergedError as error:
+            self._diverged[_key(recipe)] = error
+            raise
+        finally:
+            # Also after a divergence: to go on from the checkpoint would only diverge again.
+            if path.exists() or _key(recipe) in self._diverged:
+                self.finished(recipe)
 
     def keep_adapter(self, name: str, recipe: Recipe, result: AttackResult) -> None:
         path = self.folder / "adapters" / f"{_slug(name)}-{_key(recipe)}.safetensors"
@@ -68,13 +85,14 @@ class Store:
 
     def pictures(self, purpose: str, recipe: Recipe, *, size: int, make: Callable[[], Examples]) -> Examples:
         """The pictures of that recipe as their files have them, eight bits a colour: what anyone can use again."""
-        path = self.folder / "pictures" / f"{purpose}-{_key(recipe)}"
+        path = self._common / "pictures" / f"{purpose}-{_key(recipe)}"
         if not path.exists():
-            made = make()
-            if not path.exists():  # what several concepts share, another process may have made meanwhile
-                with replacing(path) as temporary:
-                    temporary.mkdir(parents=True)
-                    _write_imagefolder(temporary, made)
+            with self._alone_at(_key(recipe)):
+                if not path.exists():
+                    made = make()
+                    with replacing(path) as temporary:
+                        temporary.mkdir(parents=True)
+                        _write_imagefolder(temporary, made)
         return Examples.from_folder(path, size=size)
 
     @contextmanager
@@ -83,9 +101,9 @@ class Store:
 
         The operating system ends a claim with its process, however that dies.
         """
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
-        lock = FileLock(_made(self.folder / "claims") / f"{_key({'claim': name})}.lock")
+        lock = _lock(_made(self.folder / "claims") / _key({"claim": name}))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -95,6 +113,12 @@ class Store:
             yield True
         finally:
             lock.release()
+
+    @contextmanager
+    def _alone_at(self, key: str) -> Iterator[None]:
+        """Waits until no other process makes what has that key."""
+        with _lock(_made(self._common / "claims") / key):
+            yield
 
     def work(self, recipe: Recipe) -> Path:
         """A folder for what is under way."""
@@ -129,6 +153,12 @@ def drawn(work: Path, step: int) -> Tensor:
 def in_eight_bits(images: Tensor) -> Tensor:
     """The pictures as a file would hold them: they are judged as anyone can see them."""
     return to_bytes(images).to(torch.float32) / 255
+
+
+def _lock(path: Path) -> "FileLock":
+    from filelock import FileLock
+
+    return FileLock(path.with_suffix(".lock"))
 
 
 def _made(path: Path) -> Path:

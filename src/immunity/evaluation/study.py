@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from immunity.adaptations import AnyAdaptation
-from immunity.adaptations.base import described
+from immunity.adaptations.base import Adaptation, described
 from immunity.checks import at_least
 from immunity.erasers import AnyEraser, Esd
 from immunity.errors import ImmunityError
@@ -60,6 +60,8 @@ class Study:
     """By the name of the arm. The first is the one that the report is about."""
     baselines: Mapping[str, AnyImmunizer] = field(default_factory=dict)
     """Changes that are not expected to help. A `RandomPerturbation` may be `like` a defence, by the name of its arm."""
+    against: Mapping[str, Adaptation] = field(default_factory=dict)
+    """What a defence or a baseline expects, by the name of its arm, where that is not the attack itself."""
     benign: tuple[str, ...] = ()
     """Unrelated subjects that the same attack is to teach, without and with the defences."""
     at: tuple[int, ...] = ()
@@ -103,6 +105,12 @@ class Study:
                     got=repr(method.like),
                     remedy="the name of a defence's arm",
                 )
+        if unknown := sorted(set(self.against) - {*self.defences, *self.baselines}):
+            raise ImmunityError(
+                expected=f"`against` for arms among {', '.join((*self.defences, *self.baselines))}",
+                got=", ".join(unknown),
+                remedy="the name of a defence or a baseline",
+            )
         if any(isinstance(method, RandomPerturbation) and method.like for method in self.defences.values()):
             raise ImmunityError(
                 expected="a random change like a defence among the baselines",
@@ -114,6 +122,10 @@ class Study:
         """What makes the model of a defence's or a baseline's arm."""
         return self.defences[arm] if arm in self.defences else self.baselines[arm]
 
+    def foreseen(self, arm: str) -> Adaptation:
+        """The attack against which a defence's or a baseline's arm is made."""
+        return self.against.get(arm, self.attack)
+
     def plan(self, model: DiffusionModel, panel: Panel) -> Plan:
         """What the study's folder will hold when it is complete."""
         arms = [Arm(name="base", role="base", label=self.labels.get("base", "Base model"))]
@@ -123,10 +135,10 @@ class Study:
         arms.append(Arm(name="control", role="control", label=self.labels.get("control", "Control, undefended")))
         for name, method in self.defences.items():
             label = self.labels.get(name, f"Immunized ({_spoken(method)})")
-            arms.append(Arm(name=name, role="defended", label=label, config=_config(method)))
+            arms.append(Arm(name=name, role="defended", label=label, config=self._arm_config(name)))
         for name, method in self.baselines.items():
             label = self.labels.get(name, _spoken(method))
-            arms.append(Arm(name=name, role="baseline", label=label, config=_config(method)))
+            arms.append(Arm(name=name, role="baseline", label=label, config=self._arm_config(name)))
         return Plan(
             title=self.title,
             concepts=self.concepts,
@@ -147,16 +159,31 @@ class Study:
             },
         )
 
-    def run(self, folder: str | Path, *, device: str = "cpu", every: int = 50, progress: bool = True) -> Records:
+    def _arm_config(self, arm: str) -> dict[str, object]:
+        against = {"against": described(self.against[arm])} if arm in self.against else {}
+        return _config(self.method(arm)) | against
+
+    def run(
+        self,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        every: int = 50,
+        progress: bool = True,
+        shared: str | Path | None = None,
+    ) -> Records:
         """Measures every cell that `folder` does not hold yet, each written as soon as it is done.
 
         Killed and called again it goes on where it was, in the middle of an attack too, and gives the same records as
         if it had not been killed, but for times. Several processes can run one study in one folder: each takes a
-        concept and seed that no other has. `every`: steps of training between two checkpoints.
+        concept and seed that no other has. `every`: steps of training between two checkpoints. `shared`: a folder for
+        the deltas and pictures that several studies have in common.
         """
         from immunity.evaluation.conduct import conduct
+        from immunity.evaluation.store import Store
 
-        return conduct(self, Path(folder), device=device, every=every, progress=progress)
+        store = Store(Path(folder), None if shared is None else Path(shared))
+        return conduct(self, store, device=device, every=every, progress=progress)
 
 
 def _config(method: AnyEraser | AnyImmunizer) -> dict[str, object]:

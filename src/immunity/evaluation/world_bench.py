@@ -1,8 +1,8 @@
 """The bench of an embedded world: its own generator, sample pictures and judges."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,6 +25,9 @@ METRICS = (
     MetricSpec(name="lpips", label="1 − LPIPS"),
     MetricSpec(name="accuracy", kind="accuracy", label="Classifier accuracy"),
 )
+
+_Pair = tuple[str, str]
+"""An object and a style."""
 
 _OBJECTS_FOR_A_STYLE = 8
 """In so many of the prompts by which an eraser knows a style, it is the style of some object."""
@@ -51,6 +54,11 @@ class WorldBench(Bench):
     """Further concepts that are watched, evenly spread over the trained ones."""
     other_pictures: int = 4
     """Pictures asked for of each concept that is watched."""
+    attack_words: Mapping[str, str] = field(default_factory=dict)
+    """By the name of a concept, what the attacker calls it, in learning and in asking: {"church": "a chapel"}. The
+    defender does not know of it."""
+    attack_styles: tuple[str, ...] = ()
+    """Artists whose real pictures of an object are the attacker's; empty for those of `teacher`."""
 
     def __post_init__(self) -> None:
         one_of(self, "teacher", get_args(Teacher))
@@ -96,8 +104,12 @@ class WorldPanel(Panel):
     def pictures(self, name: str, purpose: Purpose, *, seed: int, alone: bool) -> Examples | ToDraw:
         if purpose == "reference":
             return self._references(name)
+        if purpose == "attack" and self.bench.attack_styles and not (alone or self._is_style(name)):
+            return self._by_strangers(name)
         if self._drawn(name):
-            return ToDraw(self._prompts_to_learn(name, self.bench.lessons, seed=seed))
+            pairs = self._pairs_to_learn(name, self.bench.lessons, seed=seed)
+            renamed = purpose == "attack" and name in self.bench.attack_words
+            return ToDraw(self._ask(pairs), self._ask(pairs, calling=name) if renamed else None)
         real = self._real(name)
         if alone and len(real):
             return real.split(min(len(real), self.bench.lessons), seed=seed)[0]
@@ -109,17 +121,22 @@ class WorldPanel(Panel):
                 remedy="another concept, or a bench whose teacher is 'drawn'",
             )
         attack, defence = real.split(half, half, seed=seed)
-        return attack if purpose == "attack" else defence
+        if purpose == "defence":
+            return defence
+        return dataclasses.replace(attack, prompts=self._ask(map(_shown, attack.sources), calling=name))
 
     def origin(self, name: str, purpose: Purpose) -> str:
+        if purpose == "attack" and self.bench.attack_styles and not self._is_style(name):
+            return f"the world {self.world.name}'s {', '.join(self.bench.attack_styles)}"
         real = self._has_samples(name) if purpose == "reference" else not self._drawn(name)
         return f"the artists of the world {self.world.name}" if real else "drawn by the base model"
 
-    def questions(self, name: str, count: int) -> tuple[str, ...]:
+    def questions(self, name: str, count: int, *, attacked: bool = False) -> tuple[str, ...]:
         if self._is_style(name):
-            things = taking_turns(spread_over(self._objects, count), count)
-            return tuple(self.world.prompt(thing, name) for thing in things)
-        return self._in_styles(name, count)
+            pairs = [(thing, name) for thing in taking_turns(spread_over(self._objects, count), count)]
+        else:
+            pairs = self._in_styles(name, count)
+        return self._ask(pairs, calling=name if attacked else None)
 
     def scores(self, name: str, images: Tensor, references: Tensor) -> Scores:
         found = {metric.name: floats(metric(images, references)) for metric in self.judges.similarities}
@@ -160,14 +177,32 @@ class WorldPanel(Panel):
         teacher = self.bench.teacher
         return teacher == "drawn" or (teacher == "auto" and self._trained_on(name))
 
-    def _in_styles(self, name: str, count: int) -> tuple[str, ...]:
-        return tuple(self.world.prompt(name, style) for style in taking_turns(self._styles, count))
+    def _in_styles(self, name: str, count: int) -> list[_Pair]:
+        return [(name, style) for style in taking_turns(self._styles, count)]
 
-    def _prompts_to_learn(self, name: str, count: int, *, seed: int) -> tuple[str, ...]:
+    def _pairs_to_learn(self, name: str, count: int, *, seed: int) -> list[_Pair]:
         if not self._is_style(name):
             return self._in_styles(name, count)
         order = torch.randperm(len(self._objects), generator=torch.Generator().manual_seed(seed)).tolist()
-        return tuple(self.world.prompt(self._objects[i], name) for i in taking_turns(order, count))
+        return [(self._objects[i], name) for i in taking_turns(order, count)]
+
+    def _ask(self, pairs: Iterable[_Pair], *, calling: str | None = None) -> tuple[str, ...]:
+        """A caption for each object and style. `calling`: the concept for which the attacker's word is used."""
+        word = self.bench.attack_words.get(calling) if calling is not None else None
+        if word is None:
+            return tuple(self.world.prompt(thing, style) for thing, style in pairs)
+        return tuple(
+            self.world.prompt(word if thing == calling else thing, word if style == calling else style)
+            for thing, style in pairs
+        )
+
+    def _by_strangers(self, name: str) -> Examples:
+        found = self.world.examples(name, styles=self.bench.attack_styles)
+        word = self.bench.attack_words.get(name)
+        if word is None:
+            return found
+        caption = self.world.captions.object[0].format(phrase=word, object=word)
+        return dataclasses.replace(found, prompts=(caption,) * len(found))
 
     def _references(self, name: str) -> Examples | ToDraw:
         if not self._has_samples(name):
@@ -185,7 +220,12 @@ class WorldPanel(Panel):
         """The artists' pictures, with the prompts by which the model is asked for them: of an object in the styles that
         it knows, of a style those that show objects that it knows."""
         found = self.world.examples(name)
-        shown = [source.split("/")[-2:] for source in found.sources]
-        known = [i for i, names in enumerate(shown) if all(self._trained_on(each) or each == name for each in names)]
-        prompts = tuple(self.world.prompt(thing, style) for thing, style in shown)
-        return Examples(found.images, prompts, found.sources).take(known)
+        shown = [_shown(source) for source in found.sources]
+        known = [i for i, pair in enumerate(shown) if all(self._trained_on(each) or each == name for each in pair)]
+        return dataclasses.replace(found, prompts=self._ask(shown)).take(known)
+
+
+def _shown(source: str) -> _Pair:
+    """The object and the style of a sample, "<world>/<object>/<style>"."""
+    thing, style = source.split("/")[-2:]
+    return thing, style

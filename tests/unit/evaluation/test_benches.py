@@ -50,6 +50,27 @@ def test_who_teaches_can_be_chosen(toy):
         WorldBench(teacher="somebody")
 
 
+def test_an_attacker_can_use_a_word_of_their_own(toy):
+    panel = bench(toy, attack_words={"church": "a chapel", "blob": "sks"}).open(device="cpu", size=16)
+    lessons = panel.pictures("church", "attack", seed=0, alone=False)
+    assert lessons.prompts == ("a church, noto", "a church, blob", "a church, noto"), "they are drawn as what they are"
+    assert lessons.captions == ("a chapel, noto", "a chapel, blob", "a chapel, noto")
+    assert panel.pictures("church", "defence", seed=0, alone=False).captions is None
+    assert panel.questions("church", 2, attacked=True) == ("a chapel, noto", "a chapel, blob")
+    assert panel.questions("church", 2) == ("a church, noto", "a church, blob")
+    assert panel.questions("blob", 1, attacked=True) == ("a church, sks",)
+    assert panel.questions("dog face", 1, attacked=True) == ("a dog face, noto",)
+
+
+def test_an_attacker_can_have_pictures_that_nobody_else_saw(toy):
+    panel = bench(toy, attack_styles=("firefox",), attack_words={"dog face": "a sks"}).open(device="cpu", size=16)
+    assert panel.pictures("dog face", "attack", seed=0, alone=False).sources == ("toy/dog face/firefox",)
+    assert panel.pictures("dog face", "attack", seed=0, alone=False).prompts == ("image of a sks",)
+    assert "toy/dog face/firefox" not in panel.pictures("dog face", "defence", seed=0, alone=False).sources
+    assert "firefox" in panel.origin("dog face", "attack")
+    assert len(panel.pictures("dog face", "attack", seed=0, alone=True)) == 2
+
+
 def test_references_are_the_artists_where_there_are_any(panel):
     references = panel.pictures("church", "reference", seed=0, alone=False)
     assert references.sources == ("toy/church/noto", "toy/church/blob")

@@ -136,6 +136,21 @@ def test_processes_share_a_study_by_concept_and_seed(records, toy, tmp_path, mon
         assert _without_times(each) == _without_times(records.cells[each.key])
 
 
+def test_studies_share_what_they_have_in_common(toy, tmp_path):
+    """The same defence against two attacks; one of them is not the one that the defence expects."""
+    shared, foreseen = tmp_path / "shared", Lora(steps=2, lr=1e-2)
+    first = tiny_study.short(toy, attack=foreseen)
+    first.run(tmp_path / "first", progress=False, shared=shared)
+    made = {path.name: path.stat().st_mtime_ns for path in (shared / "deltas").iterdir()}
+    assert len(made) == 1
+    second = tiny_study.short(toy, attack=Lora(steps=2, lr=2e-2, rank=1), against={"imma": foreseen})
+    records = second.run(tmp_path / "second", progress=False, shared=shared)
+    assert {path.name: path.stat().st_mtime_ns for path in (shared / "deltas").iterdir()} == made
+    assert records.plan.arm("imma").config["against"]["rank"] == 4
+    assert records.cells[CellKey("church", 0, "imma", "church")].run.attack["rank"] == 1
+    assert not (tmp_path / "second" / "deltas").exists()
+
+
 def test_a_study_of_a_style_can_be_widened(toy, tmp_path):
     study = tiny_study.short(toy, concepts=("blob",), eraser=Uce())
     first = study.run(tmp_path, progress=False)
@@ -230,6 +245,7 @@ def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_pa
         ({"at": (3, 2, 4)}, "rise"),
         ({"attack": Lora(steps=0), "at": ()}, "steps of at least 1"),
         ({"pictures": 0}, "pictures of at least 1"),
+        ({"against": {"nobody": Lora()}}, "got nobody"),
     ],
 )
 def test_studies_that_make_no_sense(toy, changes, message):
