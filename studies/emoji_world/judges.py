@@ -37,7 +37,7 @@ class Budget:
 
     object: int = 4500
     style: int = 4000
-    clip: int = 1500
+    clip: int = 1800
     dino: int = 600
     lpips: int = 300
 
@@ -52,7 +52,7 @@ def folder(work: Path, name: str) -> Path:
 def ink(pictures: np.ndarray, size: int = PIXELS) -> Tensor:
     """uint8 [n, 64, 64, 3] on white to float ink [n, 3, size, size] in [0, 1], white being zero."""
     x = 1 - torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    return x if size == PIXELS else F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+    return x if size == PIXELS else F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def normalised(ink_: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ def objects_of(world: World, *splits: str) -> list[str]:
     return sorted({r.object for r in world.rows if r.split in splits})
 
 
-def save_model(model: nn.Module, out: Path) -> None:
+def save_model(model: nn.Module, out: Path, *, pixels: int = PIXELS) -> None:
     """Write a transformers model as float16 safetensors, with the image preprocessing beside it."""
     out.mkdir(parents=True, exist_ok=True)
     model.eval().half().save_pretrained(out)  # type: ignore[operator]
     preprocessing = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": PIXELS, "width": PIXELS},
+        "size": {"height": pixels, "width": pixels},
         "resample": 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,

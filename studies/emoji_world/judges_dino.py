@@ -1,6 +1,6 @@
 """The self-supervised judge, which plays DINO's part: no label, no text, only that two augmentations show one picture.
 
-A ResNet (the image–text judge's tower is a MobileNet), trained by contrast of two views as SimCLR (Chen et al.,
+A ResNet (the image–text judge's tower is a ConvNext), trained by contrast of two views as SimCLR (Chen et al.,
 2020), with the same strong augmentations as the object judge. Features of the backbone itself are contrasted beside
 those of a projection head: the features are what ships.
 """

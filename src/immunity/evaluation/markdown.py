@@ -31,25 +31,35 @@ def tables(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
 
     Raises `ImmunityError` while no concept has a finished defence and control.
     """
+    arms = _compared(records, draws=draws, random_seed=random_seed)
+    parts = [f"## {records.plan.title}\n", _setting(records)]
+    for compared in arms:
+        if compared[0].arm.role == "defended":
+            parts += [f"### {compared[0].arm.title}\n", _concepts(compared)]
+    parts += ["### All arms, mean over concepts\n", _arms(arms), _FOOT]
+    return "\n".join(parts)
+
+
+def summary(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
+    """The table of all arms alone."""
+    return _arms(_compared(records, draws=draws, random_seed=random_seed))
+
+
+def _compared(records: Records, *, draws: int, random_seed: int) -> list[list[Comparison]]:
+    """For each defence and each baseline, those of its concepts that have been measured."""
     plan = records.plan
-    parts = [f"## {plan.title}\n", _setting(records)]
-    arms: list[tuple[str, list[Comparison]]] = []
+    arms = []
     for arm in (*plan.with_role("defended"), *plan.with_role("baseline")):
         found = [compare(records, name, arm.name, draws=draws, random_seed=random_seed) for name in plan.concepts]
-        arms.append((arm.title, [each for each in found if each is not None]))
-    arms = [(title, compared) for title, compared in arms if compared]
+        arms.append([each for each in found if each is not None])
+    arms = [compared for compared in arms if compared]
     if not arms:
         raise ImmunityError(
             expected="at least one concept whose control and defence are finished",
             got=f"{len(records.finished)} finished cells in {records.folder}",
             remedy="running the study further",
         )
-    for title, compared in arms:
-        if compared[0].arm.role == "defended":
-            parts.append(f"### {title}\n")
-            parts.append(_concepts(compared))
-    parts += ["### All arms, mean over concepts\n", _arms(arms), _foot(records)]
-    return "\n".join(parts)
+    return arms
 
 
 def _setting(records: Records) -> str:
@@ -111,31 +121,29 @@ def _accuracies(of: Comparison, accuracy: MetricSpec) -> tuple[float, float, flo
     )
 
 
-def _arms(arms: Sequence[tuple[str, list[Comparison]]]) -> str:
-    metrics = [m for m in arms[0][1][0].metrics if m.shows_concept]
+def _arms(arms: Sequence[list[Comparison]]) -> str:
+    metrics = [m for m in arms[0][0].metrics if m.shows_concept]
+    similar = [m for m in metrics if m.kind == "similarity"] or metrics
     head = ["arm", "concepts", *(f"MSGR {m.title}" for m in metrics), "clear of zero", "others lose"]
     rows = []
-    for title, compared in arms:
-        row = [title, str(len(compared))]
+    for compared in arms:
+        row = [compared[0].arm.title, str(len(compared))]
         row += [_estimate(statistics.msgr([of.summaries[m.name].sgr_mean for of in compared])) for m in metrics]
-        similar = [m for m in metrics if m.kind == "similarity"] or metrics
         clear = sum(all(of.summaries[m.name].sgr_mean.interval().low > 0 for m in similar) for of in compared)
         row += [f"{clear} of {len(compared)}", _points(_mean([_losses(of)[1] for of in compared]))]
         rows.append(row)
     return _table(head, rows)
 
 
-def _foot(records: Records) -> str:
-    several = len([m for m in records.plan.metrics if m.kind == "similarity"]) > 1
-    return (
-        "SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95% "
-        "interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Clear of zero: for so many "
-        f"concepts the interval of {'every' if several else 'the'} similarity is above zero. Steps ×: attack steps to "
-        f"reach {statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's. Others "
-        "lose: points of accuracy on other concepts, of erasing against the base model and of the defence against the "
-        "erased one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. "
-        "Flags: `docs/flags.md`.\n"
-    )
+_FOOT = f"""\
+SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95%
+interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Clear of zero: for so many
+concepts the interval of every similarity is above zero. Steps ×: attack steps to reach
+{statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's. Others lose:
+points of accuracy on other concepts, of erasing against the base model and of the defence against the erased
+one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Flags:
+`docs/flags.md`.
+"""
 
 
 def _timed(of: Comparison) -> "statistics.Summary | None":
