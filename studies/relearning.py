@@ -5,9 +5,10 @@
 
 The same command in a second process shares the work; killed, it goes on where it was.
 
-Erased with UCE. The attacker has 20 pictures that the base model drew, as in the paper (there 20 as well), and 60 steps
-of LoRA. IMMA is made against that attack on 20 other pictures. Beside it in the same table: ascent without an attacker inside, with as many outer steps at the same rate, and a random change of the
-same norm, layer by layer. Two harmless subjects, which the model never saw, are taught with and without the defence.
+Erased with UCE. The attacker has 20 pictures that the base model drew, as in the paper (there 20 as well), and 60
+steps of LoRA. IMMA is made against that attack on 20 other pictures. Beside it in the same table: ascent without an
+attacker inside, with as many outer steps at the same rate, and a random change of the same norm, layer by layer.
+Two harmless subjects, which the model never saw, are taught with and without the defence.
 
 What it gave is in docs/results.md, which `python studies/publish.py` makes of the records.
 """
