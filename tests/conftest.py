@@ -16,10 +16,9 @@ settings.load_profile("immunity")
 
 
 @pytest.fixture(scope="session")
-def tiny_folders(tmp_path_factory) -> dict[str, Path]:
-    """A diffusers folder for each tiny family. Read only."""
-    root = tmp_path_factory.mktemp("tiny")
-    return {family: tiny.build(root / family, family, seed=i) for i, family in enumerate(tiny.FAMILIES)}
+def tiny_folders(tmp_path_factory) -> tiny.Folders:
+    """A diffusers folder for each tiny family, built when it is asked for. Read only."""
+    return tiny.Folders(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(params=tiny.FAMILIES)

@@ -3,24 +3,29 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from immunity.deltas import Delta
 from immunity.errors import ImmunityError
-from immunity.models.base import DiffusionModel
-from immunity.models.unet import UNetModel
+from immunity.models import AnyModel, DiffusionModel
+from immunity.models.folders import pipeline_of
 from immunity.worlds import WORLDS, World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+FAMILIES = {family.pipeline_class: family for family in get_args(AnyModel)}
+"""By the pipeline class that model_index.json names."""
+
+_PARTS = sorted({part for family in FAMILIES.values() for part in family.parts})
 # Safetensors only: a pickle is never even downloaded.
 _HUB_FILES = [
     "model_index.json",
     "scheduler/*.json",
-    "tokenizer/*",
-    *(f"{part}/*.{suffix}" for part in ("unet", "vae", "text_encoder") for suffix in ("json", "safetensors")),
+    *(f"{part}/*" for part in _PARTS if part.startswith("tokenizer")),
+    *(f"{part}/*.{suffix}" for part in _PARTS for suffix in ("json", "safetensors")),
 ]
 
 
@@ -34,13 +39,16 @@ def load(
 ) -> DiffusionModel:
     """The model of a diffusers folder, of a world by its name ("emoji") or of a hub id, with `deltas` applied in order.
 
-    `dtype` is that of the denoiser and the text encoder. The autoencoder has its own, as half precision makes it
-    overflow. An existing folder wins over a world or hub id of the same name.
+    The family follows from the folder's model_index.json. `dtype` is that of the denoiser and the text encoders. The
+    autoencoder has its own, as half precision makes it overflow. An existing folder wins over a world or hub id of the
+    same name.
     """
     where = _device(device)
     loaded = [delta if isinstance(delta, Delta) else Delta.load(delta) for delta in deltas]
-    model = UNetModel.from_folder(
-        _folder(source), name=_name(source), device=where, dtype=_dtype(dtype), vae_dtype=_dtype(vae_dtype)
+    folder = _folder(source)
+    found = pipeline_of(folder, supported={pipeline: family.family for pipeline, family in FAMILIES.items()})
+    model: DiffusionModel = FAMILIES[found].from_folder(
+        folder, name=_name(source), device=where, dtype=_dtype(dtype), vae_dtype=_dtype(vae_dtype)
     )
     for delta in loaded:
         delta.apply(model)

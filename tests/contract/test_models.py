@@ -1,5 +1,6 @@
 """What every family of models promises."""
 
+import math
 import warnings
 
 import pytest
@@ -17,19 +18,18 @@ def noise(model, n: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plain(folder):
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def drawn(folder, family: str, prompts: list[str], seeds: list[int], *, steps: int, guidance: float) -> torch.Tensor:
+    """By plain diffusers."""
+    arguments = tiny.plain_arguments(family, prompts, guidance)
+    pipeline = tiny.plain(folder)
+    return pipeline(**arguments, generator=generators(seeds), num_inference_steps=steps, output_type="pt").images
 
 
 def generators(seeds) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def test_shapes_and_ranges(model):
+def test_shapes_and_ranges(model, family):
     images = torch.rand(2, 3, model.resolution, model.resolution)
     latents = model.encode_images(images)
     assert latents.shape == (2, *model.latent_shape)
@@ -37,7 +37,7 @@ def test_shapes_and_ranges(model):
     assert decoded.shape == images.shape
     assert 0 <= decoded.min() <= decoded.max() <= 1
     times = model.sample_times(2, torch.Generator().manual_seed(0))
-    assert times.dtype == torch.int64
+    assert times.dtype == (torch.float32 if family in tiny.FLOWS else torch.int64)
     output = model.predict(model.add_noise(latents, noise(model, 2), times), times, model.encode_prompts(PROMPTS[:2]))
     assert output.shape == latents.shape
     assert output.isfinite().all()
@@ -55,24 +55,54 @@ def test_encoding_is_the_mean_or_a_seeded_sample(model):
 
 def test_images_that_do_not_fit_are_refused(model):
     for shape in ((3, 16, 16), (1, 1, 16, 16), (1, 3, 17, 16)):
-        with pytest.raises(ImmunityError, match="multiples of 2"):
+        with pytest.raises(ImmunityError, match=r"multiples of [24]"):
             model.encode_images(torch.zeros(shape))
 
 
-def test_prompts_as_the_plain_pipeline_encodes_them(model, folder):
-    ours = model.encode_prompts(PROMPTS).embeddings
-    theirs, unconditional = plain(folder).encode_prompt(PROMPTS, "cpu", 1, True)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-    torch.testing.assert_close(ours[2], unconditional[0], rtol=0, atol=1e-6)
+def plainly_encoded(folder, family: str) -> tuple[Conditioning, Conditioning | None]:
+    """The prompts, and what the pipeline guides away from."""
+    pipeline = tiny.plain(folder)
+    match pipeline.encode_prompt(**ENCODING.get(family, {"device": "cpu"}), prompt=PROMPTS):
+        case embeddings, mask, negative, negative_mask if family == "pixart":
+            return Conditioning(embeddings, mask=mask), Conditioning(negative, mask=negative_mask)
+        case embeddings, negative, pooled, negative_pooled:
+            return Conditioning(embeddings, pooled), Conditioning(negative, negative_pooled)
+        case embeddings, pooled, _ids:
+            return Conditioning(embeddings, pooled), None
+        case embeddings, negative:
+            return Conditioning(embeddings), Conditioning(negative)
+
+
+_SD = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+ENCODING = {
+    **dict.fromkeys(("sd1", "sd2", "sd2v"), _SD),
+    "sd3": {"prompt_2": None, "prompt_3": None},
+    "sd35": {"prompt_2": None, "prompt_3": None},
+}
+
+
+def assert_same(one: Conditioning, other: Conditioning) -> None:
+    for ours, theirs in ((one.embeddings, other.embeddings), (one.pooled, other.pooled), (one.mask, other.mask)):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_as_the_plain_pipeline_encodes_them(model, folder, family):
+    asked, negative = plainly_encoded(folder, family)
+    assert_same(model.encode_prompts(PROMPTS), asked)
+    if negative is not None:
+        assert_same(model.unconditional(), negative[:1])
 
 
 def test_a_long_prompt_is_cut_with_a_warning(model):
-    with pytest.warns(UserWarning, match=f"cut to {tiny.TOKENS} tokens: 'church church"):
-        conditioning = model.encode_prompts(["church " * 30])
-    assert conditioning.embeddings.shape[1] == tiny.TOKENS
+    limit = max(text.limit for text in model._text_encoders())
+    with pytest.warns(UserWarning, match=f"cut to {limit} tokens: 'church church"):
+        conditioning = model.encode_prompts(["church " * (limit + 10)])
+    assert conditioning.embeddings.shape == model.encode_prompts(["x"]).embeddings.shape
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.encode_prompts(["church " * (tiny.TOKENS - 2)])
+        model.encode_prompts(["church " * (limit - 2)])
 
 
 def test_conditioning_is_a_sequence(model):
@@ -83,23 +113,45 @@ def test_conditioning_is_a_sequence(model):
     assert torch.equal(Conditioning.cat([whole[:1], whole[1:]]).embeddings, whole.embeddings)
     assert torch.equal(whole.repeat(2)[3:].embeddings, whole.embeddings)
     assert whole.to(dtype=torch.float64).embeddings.dtype == torch.float64
-    pooled = Conditioning(whole.embeddings, whole.embeddings[:, 0])
-    assert torch.equal(Conditioning.cat([pooled[:1], pooled[1:]]).pooled, pooled.pooled)
+    marks = (whole.embeddings[..., 0] > 0).long()
+    full = Conditioning(whole.embeddings, whole.embeddings[:, 0], marks)
+    again = Conditioning.cat([full[:1], full[1:]])
+    assert torch.equal(again.pooled, full.pooled)
+    assert torch.equal(again.mask, marks)
+    assert full.to(dtype=torch.float64).mask.dtype == torch.int64
+    assert not full.zeros_like().pooled.any()
 
 
 def test_the_noisy_latents_are_those_of_the_scheduler(model, folder, family):
-    scheduler = plain(folder).scheduler
-    latents, eps, times = noise(model, 4), noise(model, 4, 1), torch.tensor([0, 10, 500, 999])
-    torch.testing.assert_close(model.add_noise(latents, eps, times), scheduler.add_noise(latents, eps, times))
-    expected = scheduler.get_velocity(latents, eps, times) if family == "sd2v" else eps
-    torch.testing.assert_close(model.target(latents, eps, times), expected)
+    from diffusers import DDPMScheduler
+
+    scheduler = tiny.plain(folder).scheduler
+    latents, eps = noise(model, 4), noise(model, 4, 1)
+    if family in tiny.FLOWS:
+        times = scheduler.timesteps[[0, 10, 500, 999]]
+        noisy, target = scheduler.scale_noise(latents, times, eps), eps - latents
+    else:
+        chain, times = DDPMScheduler.from_config(scheduler.config), torch.tensor([0, 10, 500, 999])
+        noisy = chain.add_noise(latents, eps, times)
+        target = chain.get_velocity(latents, eps, times) if family == "sd2v" else eps
+    torch.testing.assert_close(model.add_noise(latents, eps, times), noisy)
+    torch.testing.assert_close(model.target(latents, eps, times), target)
 
 
-def test_times_cover_the_chain_and_follow_the_seed(model):
+# μ of the logit-normal: ln 3 for SD 3; for FLUX on the line through (256 tokens, 0.5) and (4096, 1.15), at 16 tokens.
+SHIFTS = {"sd3": math.log(3), "sd35": math.log(3), "flux": 0.5 - 240 * 0.65 / 3840, "schnell": 0.0}
+
+
+def test_times_are_those_of_training_and_follow_the_seed(model, family):
     times = model.sample_times(20_000, torch.Generator().manual_seed(0))
-    assert (times.min(), times.max()) == (0, 999)
-    assert abs(times.float().mean() - 499.5) < 10
     assert torch.equal(times, model.sample_times(20_000, torch.Generator().manual_seed(0)))
+    if family in tiny.FLOWS:
+        logits = (times.double() / 1000).logit()
+        assert abs(logits.mean() - SHIFTS[family]) < 0.03
+        assert abs(logits.std() - 1) < 0.03
+    else:
+        assert (times.min(), times.max()) == (0, 999)
+        assert abs(times.float().mean() - 499.5) < 10
 
 
 def test_groups_are_disjoint_parts_of_the_whole(model):
@@ -134,14 +186,12 @@ def test_gradients_reach_what_is_thawed_only(model):
     assert thawed == set(kv), "sampling leaves the marks as they were"
 
 
-def test_pictures_equal_those_of_the_plain_pipeline_bit_for_bit(model, tmp_path):
+def test_pictures_equal_those_of_the_plain_pipeline_bit_for_bit(model, family, tmp_path):
     """The control is in the same test: after a delta they differ, and the exported folder equals again."""
     prompts, seeds = ["image of a church", "a castle"], [3, 4]
 
     def theirs(folder):
-        return plain(folder)(
-            prompts, generator=generators(seeds), num_inference_steps=4, guidance_scale=3.0, output_type="pt"
-        ).images
+        return drawn(folder, family, prompts, seeds, steps=4, guidance=3.0)
 
     model.export(tmp_path / "base")
     before = model.sample(prompts, seeds=seeds, steps=4, guidance=3.0)
@@ -157,12 +207,9 @@ def test_pictures_equal_those_of_the_plain_pipeline_bit_for_bit(model, tmp_path)
     assert torch.equal(before, model.sample(prompts, seeds=seeds, steps=4, guidance=3.0)), "the delta is gone"
 
 
-def test_guidance_off_is_the_plain_pipeline_too(model, folder):
+def test_guidance_off_is_the_plain_pipeline_too(model, folder, family):
     ours = model.sample(["a castle"], seeds=[1], steps=3, guidance=1.0)
-    theirs = plain(folder)(
-        ["a castle"], generator=generators([1]), num_inference_steps=3, guidance_scale=1.0, output_type="pt"
-    ).images
-    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, drawn(folder, family, ["a castle"], [1], steps=3, guidance=1.0))
 
 
 def test_a_picture_depends_on_its_own_prompt_and_seed(model):
@@ -197,32 +244,46 @@ def test_bad_samples(model, arguments, message):
         model.sample(**arguments)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_partial_sample_is_a_prefix_of_a_whole_one(model, guidance):
-    conditioning, unconditional = model.encode_prompts(["a castle"]), model.encode_prompts([""])
-    start = noise(model, 1, seed=5)
-    states: list[torch.Tensor] = []
+def states_of_plain(model, folder, family: str, start: torch.Tensor, guidance: float) -> list[torch.Tensor]:
+    """x_t before each of five steps, on the scale of training, as plain diffusers goes through them."""
+    from diffusers import FluxPipeline
 
-    def keep(pipeline, step, time, values):
+    pipeline, states = tiny.plain(folder), []
+    packs = family in ("flux", "schnell")
+
+    def keep(_pipeline, _step, _time, values):
         states.append(values["latents"])
         return values
 
-    model.pipeline.scheduler = model._fresh_scheduler()
-    model.pipeline(
-        ["a castle"],
-        latents=start,
+    watching = {"callback_on_step_end": keep}
+    if family == "pixart":
+        watching = {"callback": lambda _step, _time, latents: states.append(latents)}
+    pipeline(
+        **tiny.plain_arguments(family, ["a castle"], guidance),
+        **watching,
+        latents=FluxPipeline._pack_latents(start, *start.shape) if packs else start,
         num_inference_steps=5,
-        guidance_scale=guidance,
         output_type="latent",
-        callback_on_step_end=keep,
     )
+    if packs:
+        states = [FluxPipeline._unpack_latents(state, 16, 16, 2) for state in states]
+    if family == "sdxl":  # Euler's method keeps x_0 + σ ε
+        states = [start * pipeline.scheduler.init_noise_sigma, *states]
+        return [state / (sigma**2 + 1).sqrt() for state, sigma in zip(states, pipeline.scheduler.sigmas, strict=True)]
+    return [start, *states]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_partial_sample_is_a_prefix_of_a_whole_one(model, folder, family, guidance):
+    conditioning, unconditional = model.encode_prompts(["a castle"]), model.unconditional()
+    start = noise(model, 1, seed=5)
+    expected = states_of_plain(model, folder, family, start, guidance)
     for stop_at in (0, 1, 3, 4):
         for _ in range(2):  # nothing is left over from the first call
             partial = model.sample_partial(
                 conditioning, unconditional, latents=start, steps=5, stop_at=stop_at, guidance=guidance
             )
-            expected = states[stop_at - 1] if stop_at else start
-            torch.testing.assert_close(partial.latents, expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(partial.latents, expected[stop_at], rtol=0, atol=1e-5)
             assert partial.times.shape == (1,)
     with pytest.raises(ImmunityError, match="0 to 4"):
         model.sample_partial(conditioning, unconditional, latents=start, steps=5, stop_at=5, guidance=guidance)
@@ -277,8 +338,8 @@ def test_a_sampler_that_adds_noise_follows_the_generator(tiny_folders):
 def test_the_base_hash_names_the_weights(model, folder, tiny_folders, family):
     assert load(folder).base_hash == model.base_hash
     assert load(folder, dtype="bfloat16").base_hash == model.base_hash
-    others = [load(path).base_hash for other, path in tiny_folders.items() if other != family]
-    assert model.base_hash not in others
+    following = tiny.FAMILIES[(tiny.FAMILIES.index(family) + 1) % len(tiny.FAMILIES)]
+    assert load(tiny_folders[following]).base_hash != model.base_hash
 
 
 def test_bfloat16_weights_predict_in_the_dtype_of_the_input(folder):
@@ -294,10 +355,59 @@ def test_bfloat16_weights_predict_in_the_dtype_of_the_input(folder):
 def test_export_refuses_what_exists_and_models_with_adapters(model, folder, tmp_path):
     with pytest.raises(ImmunityError, match="does not exist yet"):
         model.export(tmp_path)
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
-    model.components["unet"].add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), model.components[model.denoiser])
     with pytest.raises(ImmunityError, match="without adapters"):
         model.export(tmp_path / "new")
     assert not any("lora" in name for name in model.parameters("all"))
     assert hash_tensors(model.parameters("all")) == hash_tensors(load(folder).parameters("all"))
+
+
+@pytest.mark.parametrize("family", ["sdxl"])
+def test_sdxl_guides_away_from_zeros_unless_something_is_named(model, folder, family):
+    """As the plain pipeline without a negative prompt; with an empty one it encodes that, and so do other words."""
+    assert not model.unconditional().embeddings.any()
+    assert not model.unconditional().pooled.any()
+    ours = model.sample(["a castle"], seeds=[1], steps=2, guidance=3.0, negative="cat")
+    arguments = tiny.plain_arguments(family, ["a castle"], 3.0)
+    theirs = tiny.plain(folder)(
+        **arguments, negative_prompt=["cat"], generator=generators([1]), num_inference_steps=2, output_type="pt"
+    ).images
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("family", ["flux"])
+def test_a_guidance_distilled_model_takes_guidance_as_a_number(model, family):
+    low, high = (model.sample(["a castle"], seeds=[1], steps=2, guidance=guidance) for guidance in (1.0, 9.0))
+    assert not torch.equal(low, high)
+    with pytest.raises(ImmunityError, match="no negative prompt, which a guidance-distilled"):
+        model.sample(["a castle"], seeds=[1], steps=2, guidance=3.0, negative="cat")
+
+
+ENCODERS = {"_1": slice(0, 16), "_2": slice(16, 24)}
+
+
+@pytest.mark.parametrize("absent", [("_1",), ("_2",), ("_1", "_2"), ("_1", "_3"), ("_3",)])
+def test_sd3_without_some_of_its_text_encoders(tiny_folders, tmp_path, absent):
+    """An absent one says zeros, in its own place; what the others say is as before."""
+    names = [f"{kind}{end}".removesuffix("_1") for end in absent for kind in ("text_encoder", "tokenizer")]
+    seed = tiny.FAMILIES.index("sd3")
+    partial = load(tiny.build(tmp_path / "partial", "sd3", seed=seed, without=tuple(names)))
+    whole = load(tiny_folders["sd3"]).encode_prompts(PROMPTS)
+    ours = partial.encode_prompts(PROMPTS)
+    # Where no tokenizer says how long CLIP's part is, it is as long as CLIP's own.
+    clip = 77 if {"_1", "_2"} <= set(absent) else tiny.TOKENS
+    t5 = ours.embeddings[:, clip:]
+    assert t5.shape[1] == 256
+    assert not t5.any() if "_3" in absent else torch.equal(t5, whole.embeddings[:, tiny.TOKENS :])
+    # The second encoder's features are as wide as its pooled output only in the models that were published.
+    for end, part in ENCODERS.items():
+        if end in absent:
+            assert not ours.pooled[:, part].any()
+        elif "_1" not in absent:
+            torch.testing.assert_close(ours.pooled[:, part], whole.pooled[:, part])
+            torch.testing.assert_close(ours.embeddings[:, :clip, part], whole.embeddings[:, :clip, part])
+    assert partial.sample(["a castle"], seeds=[0], steps=1, guidance=3.0).isfinite().all()
+    partial.export(tmp_path / "exported")
+    assert load(tmp_path / "exported").base_hash == partial.base_hash

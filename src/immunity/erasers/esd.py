@@ -15,7 +15,8 @@ from immunity.deltas import Delta, Provenance
 from immunity.errors import ImmunityError
 from immunity.models import Conditioning, DiffusionModel, PartialSample
 from immunity.models.original import Original
-from immunity.optimize import AdamW, Journal, fit
+from immunity.optimize import Journal, fit
+from immunity.optimizers import AdamW
 
 Variant = Literal["x", "x-strict", "u", "u-strict", "full"]
 
@@ -37,9 +38,9 @@ class Esd:
     """
 
     variant: Variant = "x"
-    """What is trained: "x" cross-attention (for concepts bound to their name), "x-strict" its keys and values alone,
-    "u" everything but cross-attention (whatever the prompt), "u-strict" the same without the time embedding and the
-    output layer, "full" the whole denoiser."""
+    """What is trained: "x" cross-attention (for concepts bound to their name; in joint attention the text's own
+    projections), "x-strict" its keys and values alone, "u" everything but cross-attention (whatever the prompt),
+    "u-strict" the same without the time embedding and the output layer, "full" the whole denoiser."""
     eta: float = 1.0
     """η, the strength: 0 makes the prompt mean nothing, 1 its negative, −1 leaves the model as it is."""
     lr: float = 1e-5
@@ -87,7 +88,7 @@ class Esd:
         )
         trained = self.trained(model)
         prompts = [model.encode_prompts(concept.prompts).detach() for concept in concepts]
-        nothing = model.encode_prompts([""]).detach().repeat(self.batch)
+        nothing = model.unconditional().detach().repeat(self.batch)
         c: Conditioning
         run: list[PartialSample] = []
 

@@ -20,7 +20,8 @@ class Uce:
     """UCE (Gandikota et al., WACV 2024, arXiv 2308.14761): cross-attention's keys and values, edited in closed form.
 
     Each projection W is replaced by the W' that sends the text features of a concept where W sends those of its
-    anchor, keeps those of the preserved prompts, and stays close to W. No training; under a second.
+    anchor, keeps those of the preserved prompts, and stays close to W. No training; under a second. Exact, and hence
+    supported, where keys and values are linear in the text features themselves: Stable Diffusion 1.x, 2.x and XL.
     """
 
     anchor: tuple[str, ...] = ("",)
@@ -103,9 +104,12 @@ def _features(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
     All positions count and are matched one to one. The text encoder is causal, so the positions before a concept's name
     are equal in both prompts of a pair and are preserved, and those after it, which carry the concept too, are edited.
     """
-    # An empty list still has a width: that of the unconditional prompt's features.
-    features = model.encode_prompts(prompts or [""]).embeddings.to("cpu", torch.float64).flatten(0, 1)
-    return features if prompts else features[:0]
+    nothing = model.text_features(model.unconditional())
+    rows = nothing[:0]  # no prompts still have features of some width
+    if prompts:
+        empty = torch.tensor([not prompt for prompt in prompts], device=nothing.device)
+        rows = torch.where(empty[:, None, None], nothing, model.text_features(model.encode_prompts(prompts)))
+    return rows.to("cpu", torch.float64).flatten(0, 1)
 
 
 def edit(edited: Tensor, anchors: Tensor, kept: Tensor, lam: float) -> Tensor:

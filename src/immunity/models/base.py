@@ -4,13 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from immunity.deltas import hash_tensors
 from immunity.errors import ImmunityError
+from immunity.models.groups import Group
+from immunity.models.vocabulary import Vocabulary
 
 Progress = Callable[[int, int], None]
 """Called with the denoising steps done and the denoising steps in all, over all batches."""
@@ -24,6 +26,8 @@ class Conditioning:
     """[n, tokens, width]"""
     pooled: Tensor | None = None
     """[n, width], for families whose denoiser takes it."""
+    mask: Tensor | None = None
+    """[n, tokens], 1 for what is text and 0 for padding, for families whose denoiser is not shown the padding."""
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -37,20 +41,34 @@ class Conditioning:
     @classmethod
     def cat(cls, parts: "Sequence[Conditioning]") -> "Conditioning":
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return cls(torch.cat([part.embeddings for part in parts]), torch.cat(pooled) if pooled else None)
+        masks = [part.mask for part in parts if part.mask is not None]
+        return cls(
+            torch.cat([part.embeddings for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(masks) if masks else None,
+        )
 
     def repeat(self, times: int) -> "Conditioning":
         """All rows, `times` times over: `encode_prompts([""]).repeat(n)` is a batch of the unconditional prompt."""
         return self._map(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
-        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        """`dtype` is that of the numbers; a mask keeps its own."""
+        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None))
 
     def detach(self) -> "Conditioning":
         return self._map(Tensor.detach)
 
+    def zeros_like(self) -> "Conditioning":
+        """Nothing said, in the same shape."""
+        return self._map(torch.zeros_like)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Conditioning":
-        return Conditioning(function(self.embeddings), None if self.pooled is None else function(self.pooled))
+        return Conditioning(
+            function(self.embeddings),
+            None if self.pooled is None else function(self.pooled),
+            None if self.mask is None else function(self.mask),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +90,7 @@ class PartialSample(NamedTuple):
     latents: Tensor
     """x_t [n, c, h, w], scaled as `predict` takes it."""
     times: Tensor
-    """t [n], int64."""
+    """t [n], among those that `add_noise` takes."""
 
 
 class DiffusionModel(ABC):
@@ -80,7 +98,8 @@ class DiffusionModel(ABC):
 
     θ, the weights that methods may change, is fixed when the model is made: `parameters` never includes what an adapter
     adds later. θ is frozen (requires no gradient) until a method thaws the part that it trains. Latents are scaled as
-    the denoiser takes them. Shapes: images [n, 3, h, w] in [0, 1], latents [n, c, h, w], times [n] int64.
+    the denoiser takes them. Shapes: images [n, 3, h, w] in [0, 1], latents [n, c, h, w], times [n]: whole numbers
+    (int64) on a chain, float32 in a flow.
     """
 
     name: str
@@ -94,11 +113,13 @@ class DiffusionModel(ABC):
     """Hashes of the deltas applied so far, in order."""
     resolution: int
     """Height and width of the pictures, in pixels."""
+    family: ClassVar[str]
+    """What people call such models."""
     latent_shape: tuple[int, int, int]
     """(c, h, w)"""
 
     def __init__(
-        self, *, name: str, components: Mapping[str, nn.Module], trained: Sequence[str], groups: Mapping[str, "Group"]
+        self, *, name: str, components: Mapping[str, nn.Module], trained: Sequence[str], groups: Mapping[str, Group]
     ) -> None:
         """`trained` names the components that make up θ; `groups` the parts of θ that `parameters` can be asked for."""
         self.name = name
@@ -125,12 +146,46 @@ class DiffusionModel(ABC):
             )
         return {name: value for name, value in self._theta.items() if self.groups[group](name)}
 
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is inside, which makes the modules other than they were loaded."""
+        found = [
+            f"{part}.{name}"
+            for part in dict.fromkeys(name.split(".", 1)[0] for name in self._theta)
+            for name, _ in self.components[part].named_parameters()
+        ]
+        return sorted(found) != sorted(self._theta)
+
+    def vocabularies(self) -> tuple[Vocabulary, ...]:
+        """Of the text encoders that read prompts token by token from a table: what new words are added to."""
+        raise ImmunityError(
+            expected="a model whose prompts can have new words",
+            got=f"{self.name}, a {type(self).__name__}",
+            remedy="an adaptation without a new token, such as lora or dreambooth",
+        )
+
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Differentiable with respect to the text encoder where that has been thawed.
 
         A prompt longer than the tokenizer's limit is cut, with a warning.
         """
+
+    def unconditional(self) -> Conditioning:
+        """What guidance leads away from where nothing is asked for, one row: the empty prompt in most families."""
+        return self.encode_prompts([""])
+
+    def text_features(self, conditioning: Conditioning) -> Tensor:  # noqa: ARG002 (one signature)
+        """What the projections of "text_kv" are applied to [n, tokens, width], where that is known without a picture.
+
+        Raises `ImmunityError` in families where it depends on the picture, the time or another text encoder's mask.
+        """
+        raise ImmunityError(
+            expected="a family whose cross-attention reads the text features as they are",
+            got=f"{self.name}, {self.family}: unsupported, as what its keys and values read of a prompt is not a "
+            "function of the prompt alone",
+            remedy="an eraser that trains (esd)",
+        )
 
     @abstractmethod
     def latent_distribution(self, images: Tensor) -> LatentDistribution:
@@ -223,7 +278,3 @@ class DiffusionModel(ABC):
     @abstractmethod
     def export(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes a complete folder that the family's own library loads without this package."""
-
-
-Group = Callable[[str], bool]
-"""Whether a parameter of θ, by its name, is in the group."""

@@ -1,7 +1,7 @@
 """Reading the pipeline folders of diffusers: what is in them, and a clear word on what is wrong with them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,6 @@ import torch
 from torch import nn
 
 from immunity.errors import ImmunityError
-
-PIPELINE = "StableDiffusionPipeline"
-COMPONENTS = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
-}
-REMEDY = f"a diffusers folder of Stable Diffusion 1.x or 2.x (model_index.json with {PIPELINE})"
 
 UNREADABLE = (OSError, ValueError, KeyError, AttributeError, RuntimeError)
 """What diffusers, transformers and safetensors raise on a damaged or incomplete folder."""
@@ -32,8 +23,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def check_folder(folder: Path) -> None:
-    """Raises `ImmunityError` unless `folder` is a pipeline of Stable Diffusion 1.x or 2.x."""
+def pipeline_of(folder: Path, *, supported: Mapping[str, str]) -> str:
+    """The pipeline class that a folder names; `supported` maps the classes that are known to the families' names.
+
+    Raises `ImmunityError` if it is not a pipeline folder, or one of another class.
+    """
+    known = "a diffusers folder of " + "; ".join(f"{family} ({pipeline})" for pipeline, family in supported.items())
     if folder.is_file():
         raise ImmunityError(
             expected="a diffusers pipeline folder",
@@ -44,23 +39,49 @@ def check_folder(folder: Path) -> None:
         index = read_index(folder)
     except FileNotFoundError as error:
         got = f"{folder}, {'a folder without model_index.json' if folder.is_dir() else 'which does not exist'}"
-        raise ImmunityError(expected="a diffusers pipeline folder", got=got, remedy=REMEDY) from error
+        raise ImmunityError(expected="a diffusers pipeline folder", got=got, remedy=known) from error
     except (OSError, ValueError) as error:
         raise ImmunityError(
             expected="a readable model_index.json", got=f"{folder} ({error})", remedy="downloading the folder again"
         ) from error
-    if (found := index.get("_class_name")) != PIPELINE:
-        raise ImmunityError(expected=f"a {PIPELINE}", got=f"{found} in {folder}", remedy=REMEDY)
-    for component, kind in COMPONENTS.items():
-        entry = index.get(component)
+    if (found := index.get("_class_name")) not in supported:
+        raise ImmunityError(expected=f"one of {', '.join(supported)}", got=f"{found} in {folder}", remedy=known)
+    return str(found)
+
+
+def check_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[str]) -> list[str]:
+    """The parts that a pipeline folder has, of those that it should; `parts` maps their names to their classes."""
+    index = read_index(folder)
+    present = []
+    for part, kind in parts.items():
+        entry = index.get(part)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        if found is None and part in optional:
+            continue
         # Fast and slow tokenizers of transformers are one class in some versions, two in others.
         if found not in (kind, f"{kind}Fast"):
-            raise ImmunityError(expected=f"{kind} as {component}", got=f"{found} in {folder}", remedy=REMEDY)
-        if not (folder / component).is_dir():
             raise ImmunityError(
-                expected=f"the folder {component} in {folder}", got="none", remedy="downloading the folder again"
+                expected=f"{kind} as {part}",
+                got=f"{found} in {folder}",
+                remedy="the folder that the model was published with",
             )
+        if not (folder / part).is_dir():
+            raise ImmunityError(
+                expected=f"the folder {part} in {folder}", got="none", remedy="downloading the folder again"
+            )
+        present.append(part)
+    for number in ("", "_2", "_3"):
+        if (f"text_encoder{number}" in present) != (f"tokenizer{number}" in present):
+            raise ImmunityError(
+                expected=f"both or neither of text_encoder{number} and tokenizer{number}",
+                got=f"one of them in {folder}",
+                remedy="downloading the folder again",
+            )
+    if not any(part.startswith("text_encoder") for part in present):
+        raise ImmunityError(
+            expected="at least one text encoder", got=f"none in {folder}", remedy="downloading the folder again"
+        )
+    return present
 
 
 def read_weights(kind: Any, folder: Path) -> nn.Module:

@@ -40,7 +40,7 @@ class ExtendedTable(nn.Module):
         self._rows = (rows,)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         return self.table.weight
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -1,0 +1,398 @@
+"""What all families share whose parts and sampler are those of a diffusers pipeline."""
+
+import inspect
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from immunity.atomic import refuse_existing, replacing
+from immunity.errors import ImmunityError
+from immunity.models.base import Conditioning, DiffusionModel, LatentDistribution, PartialSample, Progress
+from immunity.models.folders import UNREADABLE, check_parts, quiet_libraries, read_index, read_weights
+from immunity.models.groups import Group
+from immunity.models.noising import Noising
+from immunity.models.text import TextEncoder
+from immunity.models.vocabulary import Vocabulary
+
+
+class PipelineModel(DiffusionModel):
+    """A denoiser, an autoencoder, text encoders and a sampler, in a folder that diffusers reads.
+
+    A family says which parts these are, how prompts become a `Conditioning`, how the denoiser is called, and what its
+    pipeline calls its arguments.
+    """
+
+    pipeline_class: ClassVar[str]
+    """In diffusers, and in model_index.json."""
+    denoiser: ClassVar[str]
+    """Its name among the parts."""
+    parts: ClassVar[Mapping[str, str]]
+    """The folders of the pipeline and the classes of what is in them, the scheduler apart."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """The parts that some models of the family do without."""
+    groups_of_family: ClassVar[Mapping[str, Group]]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        parts: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`parts` holds the scheduler too, and nothing for a part that is absent; `settings` are the pipeline's own."""
+        # In this order, the denoiser first: it is that of deltas made of "all".
+        modules = [self.denoiser, *(part for part in self.parts if part.startswith("text_encoder")), "vae"]
+        components = {part: cast(nn.Module, parts[part]) for part in modules if part in parts}
+        trained = [part for part in components if part != "vae"]
+        super().__init__(name=name, components=components, trained=trained, groups=self.groups_of_family)
+        self.device, self.dtype = torch.device(device), dtype
+        for part, module in components.items():
+            # nn.Module.to and not the classes' own, which warns of a change of dtype whether or not it matters. Half
+            # precision makes the autoencoders overflow, hence a dtype of their own.
+            nn.Module.to(module, self.device, vae_dtype if part == "vae" else dtype)
+        self._parts, self._settings = dict(parts), dict(settings)
+        self._denoiser, self._vae, self._scheduler = (
+            cast(Any, parts[part]) for part in (self.denoiser, "vae", "scheduler")
+        )
+        if self._vae.config.get("latents_mean") is not None:
+            raise ImmunityError(
+                expected="an autoencoder with one scale for all latents",
+                got=f"latents_mean in that of {name}",
+                remedy="a model with the family's usual autoencoder",
+            )
+        self._pixels = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        self.latent_shape = self._latent_shape()
+        self.resolution = self.latent_shape[1] * self._pixels
+        self._noising = self._make_noising()
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Reads a folder of this family's pipeline; half precision is made float32 first, then `dtype`."""
+        with quiet_libraries():
+            import diffusers
+            import transformers
+
+            try:
+                present = check_parts(folder, cls.parts, optional=cls.optional)
+                index = read_index(folder)
+                parts = {
+                    "scheduler": getattr(diffusers, index["scheduler"][1]).from_pretrained(
+                        folder / "scheduler", local_files_only=True
+                    )
+                }
+                for part in present:
+                    library = transformers if part.startswith(("text", "token")) else diffusers
+                    kind = getattr(library, cls.parts[part])
+                    parts[part] = (
+                        kind.from_pretrained(folder / part, local_files_only=True)
+                        if part.startswith("tokenizer")
+                        else read_weights(kind, folder / part)
+                    )
+            except UNREADABLE as error:
+                raise ImmunityError(
+                    expected="a complete diffusers folder with safetensors weights",
+                    got=f"{folder} ({str(error).strip() or type(error).__name__})",
+                    remedy="downloading it again, or saving it with pipe.save_pretrained(folder)",
+                ) from error
+        settings = {key: value for key, value in index.items() if not (key.startswith("_") or isinstance(value, list))}
+        return cls(name=name, parts=parts, settings=settings, device=device, dtype=dtype, vae_dtype=vae_dtype)
+
+    # What a family says of itself
+
+    @abstractmethod
+    def _make_noising(self) -> Noising: ...
+
+    @abstractmethod
+    def _encode(self, prompts: Sequence[str]) -> Conditioning: ...
+
+    @abstractmethod
+    def _text_encoders(self) -> Sequence[TextEncoder]:
+        """Those that the model has."""
+
+    @abstractmethod
+    def _pipeline_arguments(
+        self, conditioning: Conditioning, unconditional: Conditioning | None, guidance: float
+    ) -> dict[str, Any]:
+        """The arguments by which the pipeline takes these."""
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        config = self._denoiser.config
+        return (config.in_channels, config.sample_size, config.sample_size)
+
+    @property
+    def _patch(self) -> int:
+        """Height and width, in latents, of what the denoiser takes as one."""
+        return 1
+
+    def _unconditional_of(self, n: int) -> Conditioning:
+        """`unconditional` as the pipeline computes it for n pictures at a time."""
+        return self.encode_prompts([""] * n)
+
+    def _is_guided(self, guidance: float) -> bool:
+        """Whether the sampler runs the denoiser without the prompt too."""
+        return guidance > 1
+
+    def _guided(
+        self,
+        state: Tensor,
+        time: Tensor,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None,
+        guidance: float,
+    ) -> Tensor:
+        """What the sampler takes a step with."""
+        if unconditional is None:
+            return self.predict(state, time.expand(len(state)), conditioning)
+        # One doubled batch as the pipeline has it, so that the trajectory is the one that `sample` runs, bit for bit.
+        both = Conditioning.cat([unconditional, conditioning])
+        output = self.predict(torch.cat([state] * 2), time.expand(2 * len(state)), both)
+        without, with_prompt = output.chunk(2)
+        return without + guidance * (with_prompt - without)
+
+    def _unpacked(self, latents: Tensor) -> Tensor:
+        """[n, c, h, w], of the latents that the pipeline answers with."""
+        return latents
+
+    def _watching(self, report: Callable[[int], None]) -> dict[str, Any]:
+        """The argument by which the pipeline calls `report` after each step, with the number of the step."""
+
+        def after(_pipeline: Any, step: int, _time: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+            report(step)
+            return values
+
+        return {"callback_on_step_end": after}
+
+    # What follows for all of them
+
+    def _text(self, end: str, *, layout: str, limit: int | None = None) -> TextEncoder:
+        """The text encoder whose name, and whose tokenizer's, ends so; the limit is the tokenizer's own without one."""
+        component, tokenizer = f"text_encoder{end}", self._parts[f"tokenizer{end}"]
+        cut = tokenizer.model_max_length if limit is None else limit
+        return TextEncoder(component, self._parts[component], tokenizer, cut, layout)
+
+    def vocabularies(self) -> tuple[Vocabulary, ...]:
+        return tuple(text.vocabulary for text in self._text_encoders())
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        encoders = self._text_encoders()
+        # Where several encoders read a prompt, what one of them cuts off another may still have read.
+        longest = max(encoders, key=lambda encoder: encoder.limit)
+        for prompt in longest.cut(prompts):
+            warnings.warn(f"prompt cut to {longest.limit} tokens: {prompt!r}", stacklevel=2)
+        return self._encode(prompts)
+
+    def latent_distribution(self, images: Tensor) -> LatentDistribution:
+        factor = self._pixels * self._patch
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
+            raise ImmunityError(
+                expected=f"images [n, 3, h, w] with sides that are multiples of {factor}",
+                got=str(list(images.shape)),
+                remedy=f"resizing them to {self.resolution} × {self.resolution}",
+            )
+        posterior = self._vae.encode(2 * images.to(self.device, self._vae.dtype) - 1).latent_dist
+        scale: float = self._vae.config.scaling_factor
+        return LatentDistribution((posterior.mean.float() - self._shift) * scale, posterior.std.float() * scale)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        scaled = latents.to(self.device, self._vae.dtype) / self._vae.config.scaling_factor + self._shift
+        decoded: Tensor = self._vae.decode(scaled).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def _shift(self) -> float:
+        """Of the autoencoder's latents, before they are scaled."""
+        return self._vae.config.get("shift_factor") or 0.0
+
+    def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
+        return self._noising.sample_times(n, generator)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        return self._noising.add_noise(latents, noise, times)
+
+    def target(self, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        return self._noising.target(latents, noise, times)
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        steps: int = 25,
+        guidance: float = 7.5,
+        negative: str = "",
+        batch: int = 8,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        if not 0 < len(prompts) == len(seeds):
+            raise ImmunityError(
+                expected="one seed a prompt, and at least one prompt",
+                got=f"{len(prompts)} prompts and {len(seeds)} seeds",
+                remedy="repeating the prompt for each seed",
+            )
+        if steps < 1 or batch < 1:
+            raise ImmunityError(
+                expected="at least one step and a batch of one", got=f"{steps}, {batch}", remedy="steps=25"
+            )
+        if negative and guidance > 1 and not self._is_guided(guidance):
+            raise ImmunityError(
+                expected="no negative prompt, which a guidance-distilled model cannot take",
+                got=f"{negative!r} for {self.name}",
+                remedy="leaving it out",
+            )
+        images = []
+        starts = range(0, len(prompts), batch)
+        for number, start in enumerate(starts):
+            chosen = slice(start, start + batch)
+            images.append(
+                self._sample_batch(
+                    list(prompts[chosen]),
+                    generators=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
+                    steps=steps,
+                    guidance=guidance,
+                    negative=negative,
+                    progress=progress and _after(progress, steps * number, steps * len(starts)),
+                )
+            )
+        return torch.cat(images)
+
+    @torch.no_grad()
+    def _sample_batch(
+        self,
+        prompts: list[str],
+        *,
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        negative: str,
+        progress: Progress | None,
+    ) -> Tensor:
+        pipeline = self.pipeline
+        pipeline.scheduler = self._fresh_scheduler()
+
+        def report(step: int) -> None:
+            if progress is not None:
+                progress(min(step + 1, steps), steps)
+
+        with self._as_loaded_by_diffusers(), quiet_libraries():
+            conditioning = self.encode_prompts(prompts)
+            unconditional = None
+            if self._is_guided(guidance):
+                many = len(prompts)
+                unconditional = self.encode_prompts([negative] * many) if negative else self._unconditional_of(many)
+            latents = pipeline(
+                **self._pipeline_arguments(conditioning, unconditional, guidance),
+                **self._watching(report),
+                generator=generators,
+                num_inference_steps=steps,
+                height=self.resolution,
+                width=self.resolution,
+                output_type="latent",
+            ).images
+            return self.decode_latents(self._unpacked(latents)).cpu()
+
+    @torch.no_grad()
+    def sample_path(
+        self,
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+        *,
+        latents: Tensor,
+        steps: int,
+        stops: Sequence[int],
+        guidance: float,
+        generator: torch.Generator | None = None,
+    ) -> list[PartialSample]:
+        if not stops or not all(0 <= stop < steps for stop in stops):
+            raise ImmunityError(
+                expected=f"stops before the last of {steps} steps",
+                got=", ".join(map(str, stops)) or "none",
+                remedy=f"0 to {steps - 1}",
+            )
+        scheduler = self._fresh_scheduler()
+        self._noising.set_steps(scheduler, steps)
+        extra = {}
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            extra["generator"] = generator if generator is not None else torch.Generator().manual_seed(0)
+        other = unconditional if self._is_guided(guidance) else None
+        state = self._noising.first(scheduler, latents.to(self.device))
+        states: dict[int, PartialSample] = {}
+        for number, time in enumerate(scheduler.timesteps[: max(stops) + 1]):
+            scaled = self._noising.scaled(scheduler, state, time)
+            if number in stops:
+                states[number] = PartialSample(scaled, self._noising.training_time(time).expand(len(state)))
+            if number == max(stops):
+                break
+            output = self._guided(scaled, time, conditioning, other, guidance)
+            state = scheduler.step(output, time, state, **extra, return_dict=False)[0]
+        return [states[stop] for stop in stops]
+
+    def export(self, folder: str | Path, *, force: bool = False) -> None:
+        refuse_existing(folder, force=force)
+        ours = {id(value) for value in self._theta.values()}
+        trained = [module for part, module in self.components.items() if part != "vae"]
+        if any(id(value) not in ours for module in trained for value in module.parameters()):
+            raise ImmunityError(
+                expected="a model without adapters",
+                got=f"{self.name} with one attached",
+                remedy="leaving the adapter's block first, or saving the adapter in a file of its own",
+            )
+        with replacing(folder, force=force) as temporary, quiet_libraries():
+            self.pipeline.save_pretrained(temporary, safe_serialization=True)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The family's diffusers pipeline over the same modules: what changes here changes there."""
+        with quiet_libraries():
+            import diffusers
+
+        absent = dict.fromkeys(self.optional - set(self._parts))
+        parts = {**absent, **self._parts, "scheduler": self._fresh_scheduler()}
+        pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self._pipeline_settings())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _pipeline_settings(self) -> dict[str, Any]:
+        """What the pipeline is made with, besides its parts."""
+        return {}
+
+    @contextmanager
+    def _as_loaded_by_diffusers(self) -> Iterator[None]:
+        """All weights marked as requiring gradients.
+
+        Even without a graph, PyTorch chooses some kernels (linear layers on strided input) by that mark, and they round
+        differently. Plain diffusers leaves the mark on, so pictures equal to its own, bit for bit, need it too.
+        """
+        frozen = [value for part in self.components.values() for value in part.parameters() if not value.requires_grad]
+        try:
+            for value in frozen:
+                value.requires_grad_(True)
+            yield
+        finally:
+            for value in frozen:
+                value.requires_grad_(False)
+
+    def _fresh_scheduler(self) -> Any:
+        # Multistep samplers remember their last outputs: a new one each time leaves nothing over from the last call.
+        return type(self._scheduler).from_config(self._scheduler.config)
+
+
+def _after(progress: Progress, done: int, total: int) -> Progress:
+    return lambda step, _steps: progress(done + step, total)
