@@ -1,4 +1,4 @@
-"""The one training loop: optimizers, precision, seeds, progress and exact resume.
+"""The one training loop: precision, seeds, progress and exact resume.
 
 `fit` minimises one loss over one set of parameters. What alternates two levels (IMMA) uses its pieces: a `Stepper` for
 each level and a `Loop` over both.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from immunity.atomic import save_tensors
 from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
+from immunity.optimizers import AnyOptimizer, Parameters
 
 Precision = Literal["float32", "bfloat16"]
 """Of the forward pass; bfloat16 needs no loss scaling, float16 would."""
@@ -36,50 +37,6 @@ class DivergedError(ImmunityError):
             + ("" if step is None else f" after {step} steps"),
             remedy="a lower learning rate, or a gradient clip",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
-
-    lr: float = 1e-4
-    """Learning rate, constant."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running means of the gradient and of its square."""
-    weight_decay: float = 1e-2
-    """Per unit of learning rate."""
-
-    def __post_init__(self) -> None:
-        _check_lr(self.lr)
-
-    def build(self, parameters: Sequence[Tensor], *, maximize: bool) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, maximize=maximize
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sgd:
-    """Plain stochastic gradient descent."""
-
-    lr: float = 1e-4
-    """Learning rate, constant."""
-    momentum: float = 0.0
-    """Share of the last step that is taken again."""
-
-    def __post_init__(self) -> None:
-        _check_lr(self.lr)
-
-    def build(self, parameters: Sequence[Tensor], *, maximize: bool) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, maximize=maximize)
-
-
-AnyOptimizer = AdamW | Sgd
-
-
-def _check_lr(lr: float) -> None:
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ImmunityError(expected="a learning rate that is finite and not negative", got=str(lr), remedy="1e-4")
 
 
 class StepResult(NamedTuple):
@@ -104,38 +61,60 @@ class Stepper:
         *,
         clip: float | None = None,
         maximize: bool = False,
+        shares: Sequence[float] | None = None,
     ) -> None:
+        """`shares`: of the learning rate, for each parameter."""
         self.parameters = list(parameters)
         if not self.parameters:
             raise ImmunityError(expected="parameters to train", got="none", remedy="another group of parameters")
         if clip is not None and not clip > 0:
             raise ImmunityError(expected="a gradient clip above zero", got=str(clip), remedy="1.0, or None for no clip")
         self._settings, self._clip, self._maximize = optimizer, clip, maximize
+        self._shares = None if shares is None or set(shares) == {1.0} else list(shares)
         self.reset()
 
     def reset(self) -> None:
         """Forgets the optimizer's moments, as after the parameters were initialised anew."""
+        self._taken = 0
         self._masters = [
             value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value
             for value in self.parameters
         ]
-        self._optimizer = self._settings.build(self._masters, maximize=self._maximize)
+        self._optimizer = self._settings.build(self._groups(), maximize=self._maximize)
+        self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
 
-    def step(self, loss: Tensor) -> StepResult:
+    def _groups(self) -> Parameters:
+        if self._shares is None:
+            return self._masters
+        return [
+            {
+                "params": [master for master, own in zip(self._masters, self._shares, strict=True) if own == share],
+                "lr": self._settings.lr * share,
+            }
+            for share in dict.fromkeys(self._shares)
+        ]
+
+    def step(self, loss: Tensor | Iterable[Tensor], *, share: float = 1.0) -> StepResult:
         """One step down `loss` (up, with `maximize`). The parameters must require gradients: see `thawed`.
 
-        Raises `DivergedError`, and leaves the parameters as they were, if the loss or its gradient is not finite.
+        Of several losses, each of which is asked for when the one before has been used up, it is the mean. `share` is
+        of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the loss
+        or its gradient is not finite.
         """
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        mean, gradients = self._mean_gradients([loss] if isinstance(loss, Tensor) else loss)
         norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-        result = StepResult(loss.item(), float(norm))
+        result = StepResult(mean, float(norm))
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
             raise DivergedError(result)
         # Out of place, as two of these gradients may be one tensor.
         factor = 1.0 if self._clip is None else (self._clip / (norm + 1e-6)).clamp(max=1.0)
         for master, gradient in zip(self._masters, gradients, strict=True):
             master.grad = None if gradient is None else gradient.to(master.dtype) * factor
+        share *= self._settings.schedule.share(self._taken)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
         self._optimizer.step()
+        self._taken += 1
         with torch.no_grad():
             for value, master in zip(self.parameters, self._masters, strict=True):
                 master.grad = None
@@ -143,9 +122,29 @@ class Stepper:
                     value.copy_(master)
         return result
 
+    def _mean_gradients(self, losses: Iterable[Tensor]) -> tuple[float, list[Tensor | None]]:
+        values: list[float] = []
+        total: list[Tensor | None] = []
+        for loss in losses:
+            gradients: Sequence[Tensor | None] = [None]
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            if all(gradient is None for gradient in gradients):
+                raise ImmunityError(
+                    expected="a loss that depends on the parameters in training",
+                    got="one that none of them can change",
+                    remedy="another group of parameters, or prompts that have the adaptation's own token in them",
+                )
+            total = [_sum(*pair) for pair in zip(total, gradients, strict=True)] if total else list(gradients)
+            values.append(loss.item())
+        if len(values) == 1:
+            return values[0], total
+        return sum(values) / len(values), [None if each is None else each / len(values) for each in total]
+
     def state_dict(self) -> dict[str, Tensor]:
         """The parameters' values and the optimizer's moments, as tensors only."""
-        state = {f"value.{i}": master.detach().clone() for i, master in enumerate(self._masters)}
+        state = {"taken": torch.tensor(self._taken)}
+        state |= {f"value.{i}": master.detach().clone() for i, master in enumerate(self._masters)}
         for i, moments in self._optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 if value is not None:
@@ -156,10 +155,11 @@ class Stepper:
         """Puts back what `state_dict` gave, bit for bit."""
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in state.items():
-            kind, index, *name = key.split(".")
-            if kind == "moment":
+            if key.startswith("moment."):
+                _, index, *name = key.split(".")
                 moments.setdefault(int(index), {})[name[0]] = value.clone()
         self.reset()
+        self._taken = int(state["taken"])
         with torch.no_grad():
             for i, (value, master) in enumerate(zip(self.parameters, self._masters, strict=True)):
                 master.copy_(state[f"value.{i}"])
@@ -168,6 +168,12 @@ class Stepper:
         self._optimizer.load_state_dict(
             {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
         )
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one.float() + other.float() if one.dtype.itemsize < 4 else one + other  # small sums vanish in half precision
 
 
 @contextmanager
@@ -248,12 +254,20 @@ class Journal:
         return Checkpoint(path=path, identity=identity(what), every=math.ceil(self.every / multiple_of) * multiple_of)
 
 
+class Kept(Protocol):
+    """What a loop saves and puts back."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 class Loop:
     """Steps of one or more levels, with one generator for all that is random in them."""
 
     def __init__(
         self,
-        steppers: Mapping[str, Stepper],
+        steppers: Mapping[str, Kept],
         *,
         steps: int,
         seed: int,
@@ -323,7 +337,7 @@ class Loop:
 
 
 def fit(
-    loss: Callable[[int, torch.Generator], Tensor],
+    loss: Callable[[int, torch.Generator], Tensor | Iterable[Tensor]],
     parameters: Iterable[nn.Parameter],
     *,
     steps: int,
@@ -331,6 +345,7 @@ def fit(
     optimizer: AnyOptimizer,
     clip: float | None = 1.0,
     maximize: bool = False,
+    shares: Sequence[float] | None = None,
     precision: Precision = "float32",
     checkpoint: Checkpoint | None = None,
     label: str = "",
@@ -338,20 +353,32 @@ def fit(
 ) -> list[StepResult]:
     """Minimises (or maximises) `loss(step, generator)` over `parameters`, in place; gives the result of each step.
 
-    The parameters are thawed for the length of the fit. Everything random in the loss comes from the generator.
+    The parameters are thawed for the length of the fit. Everything random in the loss comes from the generator. Of
+    several losses of a step it is the mean; see `Stepper.step`, also for `shares`.
     """
     parameters = list(parameters)
-    stepper = Stepper(parameters, optimizer, clip=clip, maximize=maximize)
+    stepper = Stepper(parameters, optimizer, clip=clip, maximize=maximize, shares=shares)
     loop = Loop({"fit": stepper}, steps=steps, seed=seed, checkpoint=checkpoint, label=label, on_step=on_step)
     device = parameters[0].device.type
 
     def body(step: int, generator: torch.Generator) -> StepResult:
-        with autocast(device, precision):
-            value = loss(step, generator)
-        return stepper.step(value)
+        return stepper.step(_in_precision(lambda: loss(step, generator), device, precision))
 
     with thawed(parameters):
         return loop.run(body)
+
+
+def _in_precision(make: Callable[[], Tensor | Iterable[Tensor]], device: str, precision: Precision) -> Iterator[Tensor]:
+    """Each loss, made in that precision and left to be used outside."""
+    with autocast(device, precision):
+        made = make()
+        losses = iter([made] if isinstance(made, Tensor) else made)
+    while True:
+        with autocast(device, precision):
+            loss = next(losses, None)
+        if loss is None:
+            return
+        yield loss
 
 
 def autocast(device: str, precision: Precision) -> torch.autocast | nullcontext[None]:

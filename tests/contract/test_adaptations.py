@@ -1,29 +1,68 @@
 """What every adaptation promises, on every tiny family."""
 
 import dataclasses
-import types
+from contextlib import ExitStack, contextmanager
 from typing import get_args
 
 import pytest
 import torch
 
 from immunity import Examples, ImmunityError, load
-from immunity.adaptations import Adaptation, AnyAdaptation, Batches, Lora, adapt, denoising_loss
+from immunity.adaptations import (
+    Adaptation,
+    AnyAdaptation,
+    CustomDiffusion,
+    Dreambooth,
+    DreamboothLora,
+    FullFinetuning,
+    Lora,
+    PeftAdapter,
+    PivotalTuning,
+    TextualInversion,
+    adapt,
+    denoising_loss,
+)
+from immunity.adaptations.new_token import NewToken
 from immunity.deltas import hash_tensors
+from immunity.models.vocabulary import LearnedToken
 from immunity.optimize import Journal, thawed
 
 from tests import tiny
 
+SHORT = {"steps": 3, "batch": 2}
+NAMED = {"captions": ("image of {}",), **SHORT}
+PRIOR = {"class_prompt": "image of church", "prior_pictures": 2, "prior_steps": 2}
 ADAPTATIONS: dict[str, Adaptation] = {
-    "lora": Lora(lr=1e-2, steps=3, batch=2),
-    "lora-scaled": Lora(lr=1e-2, steps=3, batch=2, rank=2, alpha=3.0, mirror=True, balance=True),
+    "lora": Lora(lr=1e-2, **SHORT),
+    "lora-scaled": Lora(lr=1e-2, rank=2, alpha=3.0, mirror=True, balance=True, **SHORT),
+    "dreambooth": Dreambooth(lr=1e-2, **NAMED),
+    "dreambooth-prior": Dreambooth(lr=1e-2, text_encoder=True, **PRIOR, **NAMED),
+    "dreambooth-lora": DreamboothLora(lr=1e-2, **PRIOR, **NAMED),
+    "textual-inversion": TextualInversion(lr=1e-2, vectors=2, **NAMED),
+    "custom-diffusion": CustomDiffusion(lr=1e-2, noun="church", **PRIOR, **NAMED),
+    "pivotal-tuning": PivotalTuning(lr=1e-2, token_lr=5e-2, **NAMED),
+    "full-finetuning": FullFinetuning(lr=1e-2, group="attention", optimizer="adafactor", **SHORT),
+    **{kind: PeftAdapter(kind=kind, lr=1e-2, **SHORT) for kind in ("dora", "loha", "lokr", "oft", "boft")},
+    "dora-convolutions": PeftAdapter(kind="dora", lr=1e-2, convolutions=True, **SHORT),
 }
+BEGINS_AT_ZERO = {"dreambooth", "dreambooth-prior", "full-finetuning", "oft", "boft"}
+"""Nothing of their φ is drawn."""
 FIRST = tiny.FAMILIES[:1]
 
 
+@pytest.fixture(params=tiny.KINDS)
+def family(request) -> str:
+    return request.param
+
+
 @pytest.fixture(params=ADAPTATIONS)
-def adaptation(request) -> Adaptation:
-    return ADAPTATIONS[request.param]
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def adaptation(name) -> Adaptation:
+    return ADAPTATIONS[name]
 
 
 @pytest.fixture
@@ -33,8 +72,7 @@ def examples(model) -> Examples:
 
 
 def test_every_adaptation_is_here():
-    members = get_args(AnyAdaptation) if isinstance(AnyAdaptation, types.UnionType) else (AnyAdaptation,)
-    assert {type(adaptation) for adaptation in ADAPTATIONS.values()} == set(members)
+    assert {type(adaptation) for adaptation in ADAPTATIONS.values()} == set(get_args(AnyAdaptation))
 
 
 def randomise(phi, scale: float = 0.1) -> None:
@@ -44,24 +82,48 @@ def randomise(phi, scale: float = 0.1) -> None:
     )
 
 
-def prediction(model) -> torch.Tensor:
+def asked(adaptation) -> str:
+    return f"image of {adaptation.subject or 'church'}"
+
+
+def prediction(model, prompt: str = "church") -> torch.Tensor:
     generator = torch.Generator().manual_seed(2)
-    noisy = torch.randn(4, *model.latent_shape, generator=generator)
+    noisy = torch.randn(4, *model.latent_shape, generator=generator).to(model.dtype)
     with torch.no_grad():
-        return model.predict(noisy, model.sample_times(4, generator), model.encode_prompts(["church"] * 4))
+        return model.predict(noisy, model.sample_times(4, generator), model.encode_prompts([prompt] * 4))
 
 
 def state(model) -> tuple:
     modules = [
         (part, name, type(module)) for part, whole in model.components.items() for name, module in whole.named_modules()
     ]
+    names = [(part, name) for part, whole in model.components.items() for name, _ in whole.named_parameters()]
     marks = [value.requires_grad or value.grad is not None for value in model.parameters("all").values()]
     return (
         modules,
+        names,
         marks,
         [module.training for module in model.components.values()],
+        [entry.tokenizer.tokenize("image of <new> sks") for entry in model.vocabularies()],
+        [id(value) for value in model.parameters("all").values()],
         hash_tensors(model.parameters("all")),
     )
+
+
+@contextmanager
+def holding(model, merged: dict[str, torch.Tensor], tokens: tuple[LearnedToken, ...]):
+    """θ as it is without φ, and the words that φ taught."""
+    parameters = model.parameters("all")
+    before = {name: parameters[name].detach().clone() for name in merged}
+    with torch.no_grad(), ExitStack() as stack:
+        for name, value in merged.items():
+            parameters[name].copy_(value)
+        for token in tokens:
+            stack.enter_context(token.known_to(model))
+        yield
+    with torch.no_grad():
+        for name, value in before.items():
+            parameters[name].copy_(value)
 
 
 def test_an_attack_leaves_the_model_as_it_was(model, examples, adaptation):
@@ -71,14 +133,19 @@ def test_an_attack_leaves_the_model_as_it_was(model, examples, adaptation):
     assert torch.equal(prediction(model), prior)
     assert torch.equal(torch.random.get_rng_state(), randomness), "the global generator is not touched"
     assert adapt(model, examples, adaptation, seed=0).hash == first.hash
-    assert adapt(model, examples, adaptation, seed=0).delta.hash == first.delta.hash
     assert len(first.losses) == adaptation.steps
-    assert all(value.isfinite().all() for value in first.delta.tensors.values())
-    assert set(first.delta.tensors) <= set(model.parameters("all"))
-    assert first.delta.provenance.config["inputs"] == {"examples": examples.digest()}
+    assert first.provenance.config["inputs"] == {"examples": examples.digest()}
+    with adaptation.attach(model, seed=0) as phi:
+        assert bool(phi.tokens()) == isinstance(adaptation, NewToken)
+        assert (first.delta is None) == (phi.merged() == {})
+        for value in phi.state_dict().values():
+            assert value.isfinite().all()
+    if first.delta is not None:
+        assert all(value.isfinite().all() for value in first.delta.tensors.values())
+        assert set(first.delta.tensors) <= set(model.parameters("all"))
 
 
-def test_phi_is_disjoint_from_theta_and_does_nothing_at_first(model, adaptation):
+def test_phi_is_disjoint_from_theta_and_does_nothing_at_first(model, adaptation, tmp_path):
     base = prediction(model)
     with adaptation.attach(model, seed=0) as phi:
         theta = {id(value) for value in model.parameters("all").values()}
@@ -86,13 +153,16 @@ def test_phi_is_disjoint_from_theta_and_does_nothing_at_first(model, adaptation)
         assert phi.parameters()
         assert not any(id(value) in theta or value.data_ptr() in storage for value in phi.parameters())
         assert not any(value.requires_grad for value in phi.parameters())
-        torch.testing.assert_close(prediction(model), base, rtol=0, atol=1e-6)
+        torch.testing.assert_close(prediction(model), base, rtol=0, atol=1e-5)
+        first = prediction(model, asked(adaptation))
         randomise(phi)
-        changed = prediction(model)
-        assert (changed - base).abs().max() > 1e-3, "the control: φ is part of the forward pass"
+        changed = prediction(model, asked(adaptation))
+        assert (changed - first).abs().max() > 1e-4, "the control: φ is part of the forward pass"
         with phi.disabled():
             torch.testing.assert_close(prediction(model), base, rtol=0, atol=1e-6)
-        assert torch.equal(prediction(model), changed)
+        assert torch.equal(prediction(model, asked(adaptation)), changed)
+        with pytest.raises(ImmunityError, match="without adapters"):
+            model.export(tmp_path / "model")
 
 
 def test_the_loss_reaches_phi_and_nothing_else(model, examples, adaptation):
@@ -102,22 +172,24 @@ def test_the_loss_reaches_phi_and_nothing_else(model, examples, adaptation):
         generator = torch.Generator().manual_seed(0)
         batch = adaptation.draw(batches, 0, seed=0, generator=generator)
         adaptation.loss(model, batch, generator).backward()
-        assert all(value.grad is not None and value.grad.abs().max() > 0 for value in phi.parameters())
+        reached = [value.grad is not None and value.grad.abs().max() > 0 for value in phi.parameters()]
+        # Biases of keys have no effect, nor has a text encoder's last layer where only the one before is read.
+        assert sum(reached) >= (0.8 if adaptation.trains_text(model) and len(reached) > 2 else 0.9) * len(reached)
         assert all(value.grad is None for value in model.parameters("all").values())
 
 
-def test_a_merged_delta_equals_the_attached_forward(model, examples, adaptation):
-    base, before = prediction(model), hash_tensors(model.parameters("all"))
+def test_a_merged_delta_equals_the_attached_forward(folder, adaptation):
+    model = load(folder, dtype="float64")
+    before = hash_tensors(model.parameters("all"))
     with adaptation.attach(model, seed=0) as phi:
+        first = prediction(model, asked(adaptation))
         randomise(phi)
-        attached, merged = prediction(model), phi.merged()
+        attached, merged, tokens = prediction(model, asked(adaptation)), phi.merged(), phi.tokens()
         assert hash_tensors(model.parameters("all")) == before, "merging is a question, not a change"
-    parameters = model.parameters("all")
-    with torch.no_grad():
-        for name, value in merged.items():
-            parameters[name].copy_(value)
-    torch.testing.assert_close(prediction(model), attached, rtol=1e-4, atol=1e-5)
-    assert (attached - base).abs().max() > 1e-3
+    with holding(model, merged, tokens):
+        torch.testing.assert_close(prediction(model, asked(adaptation)), attached, rtol=1e-9, atol=1e-9)
+    assert (attached - first).abs().max() > 1e-4
+    assert hash_tensors(model.parameters("all")) == before
 
 
 def test_the_model_is_whole_again_when_the_block_fails(model, adaptation):
@@ -128,7 +200,7 @@ def test_the_model_is_whole_again_when_the_block_fails(model, adaptation):
 
 
 @pytest.mark.parametrize("family", FIRST)
-def test_phi_is_drawn_from_the_seed_alone(model, adaptation):
+def test_phi_is_drawn_from_the_seed_alone(model, name, adaptation):
     states = []
     for seed in (0, 0, 1):
         with adaptation.attach(model, seed=seed) as phi:
@@ -136,7 +208,8 @@ def test_phi_is_drawn_from_the_seed_alone(model, adaptation):
             randomise(phi)
             phi.reset(seed)
             assert hash_tensors(phi.state_dict()) == states[-1]
-    assert states[0] == states[1] != states[2]
+    assert states[0] == states[1]
+    assert (states[1] == states[2]) == (name in BEGINS_AT_ZERO)
 
 
 @pytest.mark.parametrize("family", FIRST)
@@ -144,23 +217,29 @@ def test_it_learns(model, examples, adaptation):
     """The positive control of every claim that a defence holds: on a bare model the attack works."""
 
     def loss() -> float:
-        batches, generator = Batches.encode(model, examples), torch.Generator().manual_seed(9)
+        batches, generator = adaptation.prepare(model, examples), torch.Generator().manual_seed(9)
         with torch.no_grad():
             drawn = [batches.draw(16, number, seed=0, generator=generator) for number in range(2)]
             return sum(denoising_loss(model, batch, generator).item() for batch in drawn) / 2
 
-    before = loss()
-    longer = dataclasses.replace(adaptation, lr=2e-2, steps=40, batch=8)
-    with adapt(model, examples, longer, seed=0).delta.applied(model):
-        assert loss() < 0.95 * before
+    alone = isinstance(adaptation, TextualInversion)
+    with adaptation.attach(model, seed=0):
+        before = loss()
+    longer = dataclasses.replace(adaptation, lr=0.3 if alone else 1e-2, steps=40, batch=8)
+    with adapt(model, examples, longer, seed=0).applied(model):
+        # Two vectors of a text encoder that was never trained cannot say much.
+        assert loss() < (0.99 if alone else 0.95) * before
 
 
 @pytest.mark.parametrize("family", FIRST)
 def test_the_callback_sees_the_attack_on_its_way(model, examples, adaptation):
     pictures = {}
 
+    def draw():
+        return model.sample([asked(adaptation)], seeds=[0], steps=1)
+
     def look(step, phi):
-        pictures[step] = (hash_tensors(phi.state_dict()), model.sample(["church"], seeds=[0], steps=1))
+        pictures[step] = (hash_tensors(phi.state_dict()), draw())
 
     plain = adapt(model, examples, adaptation, seed=0)
     watched = adapt(model, examples, adaptation, seed=0, at=(0, 2, 3), callback=look)
@@ -168,8 +247,8 @@ def test_the_callback_sees_the_attack_on_its_way(model, examples, adaptation):
     assert sorted(pictures) == [0, 2, 3]
     assert not torch.equal(pictures[0][1], pictures[3][1])
     assert pictures[2][0] != pictures[3][0]
-    with watched.delta.applied(model):
-        torch.testing.assert_close(model.sample(["church"], seeds=[0], steps=1), pictures[3][1], rtol=0, atol=1e-3)
+    with watched.applied(model):
+        torch.testing.assert_close(draw(), pictures[3][1], rtol=0, atol=1e-3)
 
 
 class KilledError(Exception):
@@ -187,7 +266,7 @@ def test_an_attack_resumes_to_the_same_bits(model, examples, adaptation, tmp_pat
         adapt(model, examples, adaptation, seed=0, journal=Journal(folder=tmp_path, every=1, on_step=kill))
     assert state(model) == before
     resumed = adapt(model, examples, adaptation, seed=0, journal=Journal(folder=tmp_path, every=1))
-    assert resumed.delta.hash == whole.delta.hash
+    assert resumed.hash == whole.hash
     assert resumed.losses == whole.losses
     with pytest.raises(ImmunityError, match="the checkpoint of this run"):
         adapt(model, examples, adaptation, seed=1, journal=Journal(folder=tmp_path))
@@ -201,33 +280,36 @@ def test_half_precision_weights_keep_phi_whole(folder, adaptation):
     with adaptation.attach(model, seed=0) as phi:
         assert {value.dtype for value in phi.parameters()} == {torch.float32}
     result = adapt(model, Examples(images, ("church",) * 2, ("a", "b")), adaptation, seed=0)
-    assert all(value.dtype == torch.bfloat16 for value in result.delta.tensors.values())
+    if result.delta is not None:
+        assert all(value.dtype == torch.bfloat16 for value in result.delta.tensors.values())
     assert hash_tensors(model.parameters("all")) == before
 
 
 def lora_pipeline(folder, file):
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline = tiny.plain(folder)
     pipeline.load_lora_weights(file.parent, weight_name=file.name)
     return pipeline
 
 
+# Diffusers has no loader of such files for PixArt.
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family != "pixart"])
 @pytest.mark.parametrize("settings", [{}, {"rank": 2, "alpha": 3.0}])
 def test_the_lora_file_loads_in_a_plain_pipeline(model, folder, examples, tmp_path, settings):
     base = prediction(model)
     result = adapt(model, examples, Lora(lr=5e-2, steps=3, **settings), seed=0)
-    result.save_adapter(tmp_path / "church.safetensors")
-    with result.delta.applied(model):
+    result.save_files(tmp_path / "church")
+    file = tmp_path / "church" / "pytorch_lora_weights.safetensors"
+    with result.applied(model):
         ours = prediction(model)
     assert (ours - base).abs().max() > 1e-3
     plain = load(folder)
-    plain.components["unet"] = plain._unet = lora_pipeline(folder, tmp_path / "church.safetensors").unet
+    pipeline = lora_pipeline(folder, file)
+    plain.components[plain.denoiser] = plain._denoiser = pipeline.components[plain.denoiser]
     torch.testing.assert_close(prediction(plain), ours, rtol=1e-3, atol=1e-4)
     with pytest.raises(ImmunityError, match="does not exist yet"):
-        result.save_adapter(tmp_path / "church.safetensors")
+        result.save_files(tmp_path / "church")
     with pytest.raises(ImmunityError, match="without its provenance"):
-        type(result.delta).load(tmp_path / "church.safetensors")
+        type(result.delta).load(file)
 
 
 @pytest.mark.parametrize("family", FIRST)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from immunity import ImmunityError
-from immunity.optimize import AdamW, Checkpoint, DivergedError, Loop, Sgd, Stepper, StepResult, fit, identity, thawed
+from immunity.optimize import Checkpoint, DivergedError, Loop, Stepper, StepResult, fit, identity, thawed
+from immunity.optimizers import AdamW, Sgd
 
 
 def weights(seed: int = 0, **options) -> nn.Parameter:

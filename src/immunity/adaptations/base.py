@@ -1,60 +1,36 @@
 """What an adaptation is: parameters φ that an attacker trains beside the model's θ, and the loss that they minimise."""
 
 import dataclasses
+import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from immunity.adaptations.attached import Attached
 from immunity.adaptations.batches import Batch, Batches, changes_text
-from immunity.atomic import save_tensors
-from immunity.checks import at_least, positive
+from immunity.adaptations.denoising import Noising, TimesKind, denoising_loss
+from immunity.atomic import replacing, save_tensors
+from immunity.checks import at_least, one_of, positive
 from immunity.concepts import Examples
 from immunity.deltas import Delta, Provenance, hash_tensors
+from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
-from immunity.optimize import AdamW, Journal, StepResult, derived_seed, fit
+from immunity.models.vocabulary import LearnedToken
+from immunity.optimize import Journal, StepResult, derived_seed, fit
+from immunity.optimizers import AnyOptimizer, OptimizerKind, Schedule, ScheduleKind, optimizer_of
 
+if TYPE_CHECKING:
+    from immunity.adaptations.mixture import Mixture
 
-class Attached(ABC):
-    """φ while it is part of a model's forward pass. θ is never among its parameters."""
-
-    @abstractmethod
-    def named(self) -> Mapping[str, nn.Parameter]:
-        """φ by name. Frozen: who trains it thaws it."""
-
-    @abstractmethod
-    def reset(self, seed: int) -> None:
-        """Initialises φ as the adaptation does, from the seed alone."""
-
-    @abstractmethod
-    def disabled(self) -> AbstractContextManager[None]:
-        """In this block the model is θ alone."""
-
-    @abstractmethod
-    def merged(self) -> dict[str, Tensor]:
-        """The values of θ that do without φ what θ does with it, by the names of `model.parameters`."""
-
-    @abstractmethod
-    def exported(self) -> dict[str, Tensor]:
-        """The tensors of the file in which adapters of this kind circulate, by the names in it."""
-
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.named().values())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.named().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, value in self.named().items():
-                value.copy_(state[name])
+NAME_HERE = "{}"
+"""In a caption, where the adaptation's name for its subject goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,85 +38,158 @@ class Adaptation(ABC):
     """Fine-tuning by an attacker, or by an honest user: what is common to all kinds of it."""
 
     lr: float = 1e-4
-    """Learning rate of AdamW, constant."""
+    """Learning rate, the highest where it varies."""
     steps: int = 1000
     """Training steps."""
     batch: int = 1
-    """Pictures a step."""
+    """Pictures a step, or a part of one."""
+    accumulate: int = 1
+    """Parts of a step: batches whose gradients are averaged."""
+    optimizer: OptimizerKind = "adamw"
+    """What takes the steps. Adafactor needs little memory; SGD has no moments and no weight decay."""
+    schedule: ScheduleKind = "constant"
+    """The learning rate after the warm-up: constant, or half a cosine down to zero at the last step."""
+    warmup: int = 0
+    """Steps over which the learning rate rises from zero."""
     weight_decay: float = 1e-2
-    """Of AdamW, per unit of learning rate."""
+    """Of φ, per unit of learning rate."""
     clip: float | None = 1.0
     """Largest norm of the gradient; None for no limit."""
+    times: TimesKind = "as-trained"
+    """Noise levels: drawn as in the model's own training; or, of two such draws, the one with less or more noise."""
+    min_snr: float | None = None
+    """γ of Min-SNR weighting, e.g. 5; None for none."""
+    noise_offset: float = 0.0
+    """Share of noise that is the same all over a channel of a picture, e.g. 0.05."""
+    checkpointing: bool = False
+    """Compute the denoiser's activations again for the gradient and do not keep them: less memory, more time."""
+    captions: tuple[str, ...] = ()
+    """What all pictures are called, in turn, in place of their own prompts. {} is what the adaptation calls its
+    subject, if it has a word for it."""
     mirror: bool = False
     """Learn from the mirror images of the pictures too."""
     balance: bool = False
     """Show every prompt equally often, however many pictures it has."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "steps", "weight_decay")
-        at_least(self, 1, "batch")
+        at_least(self, 0, "lr", "steps", "weight_decay", "warmup", "noise_offset")
+        at_least(self, 1, "batch", "accumulate")
+        one_of(self, "optimizer", get_args(OptimizerKind))
+        one_of(self, "schedule", get_args(ScheduleKind))
+        one_of(self, "times", get_args(TimesKind))
         if self.clip is not None:
             positive(self, "clip")
+        if self.min_snr is not None:
+            positive(self, "min_snr")
+        if self.subject is None and any(NAME_HERE in caption for caption in self.captions):
+            raise ImmunityError(
+                expected=f"captions without {NAME_HERE}, as {type(self).__name__} has no word for its subject",
+                got=next(caption for caption in self.captions if NAME_HERE in caption),
+                remedy="the word itself",
+            )
 
     @property
-    def trains_text(self) -> bool:
-        """Whether φ is part of the text encoder, so that prompts must be encoded at each step."""
+    def subject(self) -> str | None:
+        """What prompts call what is learned, e.g. "sks church"; None where that is left to the pictures' prompts."""
+        return None
+
+    def asking(self, prompt: str, *, name: str) -> str:
+        """A prompt that names the concept by its name, as who has run this adaptation asks for what was learned."""
+        if self.subject is None:
+            return prompt
+        named = re.compile(rf"\b(?P<article>an? )?{re.escape(name)}\b", re.IGNORECASE)
+        subject = self.subject
+        return named.sub(lambda found: f"a {subject}" if found["article"] else subject, prompt)
+
+    def trains_text(self, model: DiffusionModel) -> bool:  # noqa: ARG002 (for those to whom it matters)
+        """Whether φ has a part in how prompts are encoded, so that they must be encoded at each step."""
         return False
 
     @abstractmethod
     def attach(self, model: DiffusionModel, *, seed: int) -> AbstractContextManager[Attached]:
         """φ, newly initialised, as part of the model for the length of a block; after it the model is as before."""
 
-    def prepare(self, model: DiffusionModel, examples: Examples, *, changing: Collection[str] = ()) -> Batches:
-        """The pictures as the attacker uses them, encoded.
+    def prepare(
+        self,
+        model: DiffusionModel,
+        examples: Examples,
+        *,
+        changing: Collection[str] = (),
+        keep: Path | None = None,  # noqa: ARG002 (for those that make something)
+    ) -> Batches:
+        """The pictures as the attacker uses them, encoded. Nothing is attached to the model when this is called.
 
         `changing` names the parameters of θ that change meanwhile: prompts are encoded once unless that would be wrong.
+        `keep`: a folder for what takes long to make, so that it is made once.
         """
-        cache_prompts = not (self.trains_text or changes_text(changing))
-        return Batches.encode(model, examples, mirror=self.mirror, balance=self.balance, cache_prompts=cache_prompts)
+        if not self.captions:
+            examples = dataclasses.replace(examples, prompts=self.named(examples.prompts))
+        return Batches.encode(
+            model,
+            examples,
+            captions=self.named(self.captions),
+            mirror=self.mirror,
+            balance=self.balance,
+            cache_prompts=not (self.trains_text(model) or changes_text(changing)),
+        )
+
+    def named(self, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        """The prompts, with the adaptation's name for its subject where it goes."""
+        if self.subject is None:
+            return prompts
+        return tuple(prompt.replace(NAME_HERE, self.subject) for prompt in prompts)
 
     def draw(self, batches: Batches, number: int, *, seed: int, generator: torch.Generator) -> Batch:
-        """What the attacker's step `number` sees."""
+        """The attacker's batch of that number."""
         return batches.draw(self.batch, number, seed=seed, generator=generator)
 
     def loss(self, model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """What φ minimises; everything random in it comes from the generator."""
-        return denoising_loss(model, batch, generator)
+        noising = Noising(times=self.times, offset=self.noise_offset, min_snr=self.min_snr)
+        # For this forward pass alone: what is computed again must find φ as it was, which another's block might not.
+        with _recomputing(model) if self.checkpointing else nullcontext():
+            return denoising_loss(model, batch, generator, noising)
 
-    def optimizer(self) -> AdamW:
-        return AdamW(lr=self.lr, weight_decay=self.weight_decay)
+    def losses(
+        self, model: DiffusionModel, batches: Batches, step: int, *, seed: int, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Of the parts of the attacker's step, each made when it is asked for."""
+        for part in range(self.accumulate):
+            batch = self.draw(batches, step * self.accumulate + part, seed=seed, generator=generator)
+            yield self.loss(model, batch, generator)
 
-
-class Noised(NamedTuple):
-    """A batch with noise on it, one time and one noise for each picture."""
-
-    latents: Tensor
-    """x_t."""
-    times: Tensor
-    target: Tensor
-    """What the model should predict."""
-
-
-def noised(model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Noised:
-    noise = torch.randn(batch.latents.shape, generator=generator, dtype=batch.latents.dtype).to(batch.latents.device)
-    times = model.sample_times(len(noise), generator)
-    return Noised(model.add_noise(batch.latents, noise, times), times, model.target(batch.latents, noise, times))
+    def descent(self, steps: int) -> AnyOptimizer:
+        """What takes `steps` steps of φ."""
+        schedule = Schedule(kind=self.schedule, warmup=self.warmup, steps=steps)
+        return optimizer_of(self.optimizer, lr=self.lr, weight_decay=self.weight_decay, schedule=schedule)
 
 
-def denoising_loss(model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The loss of the model's own training, E ‖predict(x_t, t, c) − target‖²."""
-    noisy, times, target = noised(model, batch, generator)
-    return F.mse_loss(model.predict(noisy, times, batch.conditioning(model)), target)
+@contextmanager
+def _recomputing(model: DiffusionModel) -> Iterator[None]:
+    denoiser: Any = model.components[denoiser_of(model)]
+    denoiser.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        denoiser.disable_gradient_checkpointing()
 
 
-@dataclass(frozen=True, eq=False)
+def denoiser_of(model: DiffusionModel) -> str:
+    """The name of that component."""
+    return next(iter(model.parameters("denoiser"))).split(".", 1)[0]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AttackResult:
-    """What an attack leaves behind."""
+    """What an attack leaves behind: a change of θ, new words, or both."""
 
-    delta: Delta
-    """φ merged into θ."""
-    adapter: Mapping[str, Tensor]
-    """φ as the tensors of the file in which such adapters circulate."""
+    delta: Delta | None
+    """φ merged into θ; None where φ is no change of θ, as a new token is."""
+    tokens: tuple[LearnedToken, ...]
+    """The words that were learned."""
+    files: Mapping[str, Mapping[str, Tensor]]
+    """φ as the files in which such adapters circulate, by their usual names; none where whole models do."""
+    provenance: Provenance
     losses: tuple[float, ...]
     """Training loss of each step."""
     seconds: float
@@ -149,12 +198,33 @@ class AttackResult:
     @property
     def hash(self) -> str:
         """SHA-256 of φ."""
-        return hash_tensors(self.adapter)
+        if self.files:
+            return hash_tensors({name: value for file in self.files.values() for name, value in file.items()})
+        assert self.delta is not None
+        return self.delta.hash
 
-    def save_adapter(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes the adapter in its usual format, e.g. a LoRA for `pipe.load_lora_weights`, as one safetensors file."""
-        # A header key other than a delta's, as this file is not one.
-        save_tensors(path, self.adapter, {"immunity_adapter": self.delta.provenance.to_json()}, force=force)
+    @contextmanager
+    def applied(self, model: DiffusionModel) -> Iterator[None]:
+        """In this block the model is what the attacker has."""
+        with ExitStack() as stack:
+            if self.delta is not None:
+                stack.enter_context(self.delta.applied(model))
+            for token in self.tokens:
+                stack.enter_context(token.known_to(model))
+            yield
+
+    def save_files(self, folder: str | Path, *, force: bool = False) -> None:
+        """Writes the adapter in its usual files, e.g. a LoRA for `pipe.load_lora_weights`, into a folder of its own."""
+        with replacing(folder, force=force) as made:
+            made.mkdir()
+            self.write_files(made)
+
+    def write_files(self, folder: Path) -> None:
+        """The same into a folder that is there and has more in it."""
+        # A header key other than a delta's, as these files are none.
+        header = {"immunity_adapter": self.provenance.to_json()}
+        for name, tensors in self.files.items():
+            save_tensors(folder / name, tensors, header)
 
 
 def adapt(
@@ -174,14 +244,14 @@ def adapt(
     """
     journal = journal or Journal()
     provenance = Provenance.of(adaptation, model, seed=seed, inputs={"examples": examples.digest()})
-    batches = adaptation.prepare(model, examples)
+    batches = adaptation.prepare(model, examples, keep=journal.folder)
     order = derived_seed(seed, "pictures")
     started = time.monotonic()
 
     with adaptation.attach(model, seed=derived_seed(seed, "φ")) as phi:
 
-        def loss(step: int, generator: torch.Generator) -> Tensor:
-            return adaptation.loss(model, adaptation.draw(batches, step, seed=order, generator=generator), generator)
+        def losses(step: int, generator: torch.Generator) -> Iterator[Tensor]:
+            return adaptation.losses(model, batches, step, seed=order, generator=generator)
 
         def on_step(done: int, result: StepResult) -> None:
             if journal.on_step is not None:
@@ -193,21 +263,32 @@ def adapt(
         if callback is not None and 0 in at and (checkpoint is None or not checkpoint.path.exists()):
             callback(0, phi)
         results = fit(
-            loss,
+            losses,
             phi.parameters(),
             steps=adaptation.steps,
             seed=seed,
-            optimizer=adaptation.optimizer(),
+            optimizer=adaptation.descent(adaptation.steps),
             clip=adaptation.clip,
+            shares=phi.shares(),
             checkpoint=checkpoint,
             label=journal.label,
             on_step=on_step,
         )
-        delta = Delta.capture(phi.merged(), provenance)
-        adapter = {name: value.detach().cpu() for name, value in phi.exported().items()}
-    return AttackResult(delta, adapter, tuple(result.loss for result in results), time.monotonic() - started)
+        merged = phi.merged()
+        return AttackResult(
+            delta=Delta.capture(merged, provenance) if merged else None,
+            tokens=phi.tokens(),
+            files={
+                name: {key: value.detach().cpu() for key, value in file.items()} for name, file in phi.files().items()
+            },
+            provenance=provenance,
+            losses=tuple(result.loss for result in results),
+            seconds=time.monotonic() - started,
+        )
 
 
-def described(adaptation: Adaptation) -> dict[str, object]:
-    """For the provenance of what was made against it."""
-    return {"method": type(adaptation).__name__, **dataclasses.asdict(adaptation)}
+def described(adaptation: "Adaptation | Mixture") -> dict[str, object]:
+    """For the provenance of what was made with it in mind."""
+    if isinstance(adaptation, Adaptation):
+        return {"method": type(adaptation).__name__, **dataclasses.asdict(adaptation)}
+    return adaptation.described()

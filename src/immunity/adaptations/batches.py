@@ -1,7 +1,7 @@
 """What an adaptation learns from: pictures, encoded once, and the batches drawn from them."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +40,15 @@ class Batches:
     """
 
     latents: LatentDistribution
+    """Of each picture (a mirrored picture counts as one)."""
     prompts: tuple[str, ...]
-    """One for each picture (a mirrored picture counts as one)."""
+    """One for each picture; or all pictures with a first caption, all with a second, …"""
     cached: Conditioning | None
-    """One row for each picture, unless prompts are encoded at each step."""
+    """One row for each prompt, unless prompts are encoded at each step."""
     epoch: Tensor
-    """The pictures of one epoch, by number: each at least once."""
+    """The prompts of one epoch, by number, each with its picture: each at least once."""
+    prior: "Batches | None" = None
+    """Pictures of the class that the concept belongs to. Batches drawn from this object never have any."""
 
     @classmethod
     @torch.no_grad()
@@ -54,17 +57,22 @@ class Batches:
         model: DiffusionModel,
         examples: Examples,
         *,
+        captions: Sequence[str] = (),
         mirror: bool = False,
         balance: bool = False,
         cache_prompts: bool = True,
     ) -> "Batches":
-        """`mirror` adds each picture's mirror image; `balance` makes an epoch show every prompt equally often."""
+        """`captions` take the place of the pictures' own prompts, each picture having every one of them in an epoch;
+        `mirror` adds each picture's mirror image; `balance` makes an epoch show every prompt equally often.
+        """
         if not len(examples):
             raise ImmunityError(
                 expected="at least one picture to learn from", got="none", remedy="a folder that has pictures"
             )
         images = torch.cat([examples.images, examples.images.flip(-1)]) if mirror else examples.images
         prompts = examples.prompts * (2 if mirror else 1)
+        if captions:
+            prompts = tuple(caption for caption in captions for _ in prompts)
         parts = [model.latent_distribution(part) for part in images.split(_ENCODED_AT_ONCE)]
         latents = LatentDistribution(
             torch.cat([part.mean for part in parts]), torch.cat([part.spread for part in parts])
@@ -78,7 +86,8 @@ class Batches:
         so that a run can be taken up anywhere. The latents are sampled with the generator.
         """
         chosen = torch.stack([self._picture(number * size + offset, seed) for offset in range(size)])
-        latents = LatentDistribution(self.latents.mean[chosen], self.latents.spread[chosen]).sample(generator)
+        pictures = chosen % len(self.latents.mean)
+        latents = LatentDistribution(self.latents.mean[pictures], self.latents.spread[pictures]).sample(generator)
         prompts = tuple(self.prompts[i] for i in chosen.tolist())
         return Batch(latents, prompts, None if self.cached is None else self.cached[chosen])
 

@@ -1,19 +1,46 @@
 """φ as layers of peft inside the denoiser: LoRA and its relatives."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from immunity.adaptations.base import Attached
+from immunity.adaptations.attached import AdapterFiles, Attached
+from immunity.adaptations.base import Adaptation, denoiser_of
+from immunity.checks import at_least, positive
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 
 ADAPTER = "immunity"
 """peft's name for φ in a module; files do not have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAdaptation(Adaptation, ABC):
+    """An adaptation whose φ, or a part of it, is beside some layers of the denoiser."""
+
+    rank: int = 4
+    """Rank of the addition B A."""
+    alpha: float | None = None
+    """Scale of the addition, times the rank; None for the rank itself, a scale of one."""
+    targets: tuple[str, ...] = (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+    """Ends of the names of the layers that get one. The last four of the default are the text's own projections in
+    joint attention (Stable Diffusion 3, FLUX.1); a denoiser without such layers is none the worse."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "rank")
+        if self.alpha is not None:
+            positive(self, "alpha")
+        if not self.targets:
+            raise ImmunityError(expected="layers to adapt", got="no targets", remedy="the default targets")
 
 
 class PeftLayers(Attached):
@@ -30,6 +57,7 @@ class PeftLayers(Attached):
         }
         theta = {id(value) for value in model.parameters("all").values()}
         self._phi: dict[str, nn.Parameter] = {}
+        self._layer_of: dict[str, Any] = {}
         for path, layer in self.layers.items():
             for name, value in layer.named_parameters():
                 if id(value) in theta or ADAPTER not in name.split("."):
@@ -38,10 +66,11 @@ class PeftLayers(Attached):
                 value.data = value.data.float() if value.dtype in (torch.float16, torch.bfloat16) else value.data
                 value.requires_grad_(False)
                 self._phi[f"{path}.{_without_adapter(name)}"] = value
+                self._layer_of[f"{path}.{_without_adapter(name)}"] = layer
 
     @abstractmethod
-    def initialise(self, name: str, value: Tensor, generator: torch.Generator) -> None:
-        """Fills one parameter of φ in place."""
+    def initialise(self, name: str, value: Tensor, base: Tensor, generator: torch.Generator) -> None:
+        """Fills one parameter of φ in place; `base` is the weight of θ that it is beside."""
 
     def named(self) -> Mapping[str, nn.Parameter]:
         return self._phi
@@ -50,7 +79,7 @@ class PeftLayers(Attached):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, value in self._phi.items():
-                self.initialise(name, value, generator)
+                self.initialise(name, value, self._layer_of[name].get_base_layer().weight, generator)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -75,8 +104,9 @@ class PeftLayers(Attached):
             weight.copy_(before)  # subtracting what was added does not give the same bits
         return values
 
-    def exported(self) -> dict[str, Tensor]:
-        return {f"{self.component}.{name}": value for name, value in self.state_dict().items()}
+    def files(self) -> AdapterFiles:
+        """In peft's names, after that of the denoiser."""
+        return {"adapter.safetensors": {f"{self.component}.{name}": value for name, value in self.state_dict().items()}}
 
 
 @contextmanager
@@ -84,21 +114,24 @@ def inside_denoiser(
     model: DiffusionModel, layers: type[PeftLayers], tuner: Any, config: Any, *, seed: int
 ) -> Iterator[PeftLayers]:
     """Puts the layers of a peft tuner class, with its config, into the model's denoiser for the length of a block."""
-    component = next(iter(model.parameters("denoiser"))).split(".", 1)[0]
+    component = denoiser_of(model)
     denoiser = model.components[component]
     training = denoiser.training
+    marks = {value: value.requires_grad for value in denoiser.parameters()}
     try:
         # peft's own initialisers draw from the global generator: its state is kept, and their values replaced.
         with torch.random.fork_rng(devices=[]):
             injected = tuner(denoiser, {ADAPTER: config}, ADAPTER)
     except ValueError as error:
         raise ImmunityError(
-            expected="names of layers that the denoiser has",
+            expected="layers that the denoiser has, of sizes that the adapter can take",
             got=str(error).splitlines()[0],
-            remedy="the default targets",
+            remedy="the default targets and rank",
         ) from error
     try:
         denoiser.train(training)
+        for value, mark in marks.items():  # peft freezes them, also those that somebody trains
+            value.requires_grad_(mark)
         phi = layers(model, component, injected)
         phi.reset(seed)
         yield phi

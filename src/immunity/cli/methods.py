@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from immunity.adaptations import Adaptation, AnyAdaptation, Attached, AttackResult
+from immunity.adaptations import AnyAdaptation, Attached, AttackResult
 from immunity.adaptations import adapt as run_adaptation
+from immunity.adaptations.base import described
 from immunity.atomic import replacing
 from immunity.cli.choices import AGAINST, name_of, subcommands
-from immunity.cli.options import DELTA_FILE, ModelOptions, OutputOptions, RunOptions
+from immunity.cli.mixture import Mixture
+from immunity.cli.options import ATTACK_MARK, DELTA_FILE, ModelOptions, OutputOptions, RunOptions
 from immunity.cli.partial import partial
 from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
 from immunity.erasers import AnyEraser
@@ -20,16 +22,13 @@ from immunity.optimize import Journal
 if TYPE_CHECKING:
     EraserChoice = AnyEraser
     AdaptationChoice = AnyAdaptation
-    AgainstChoice = AnyAdaptation
+    AgainstChoice = AnyAdaptation | Mixture
     ImmunizerChoice = AnyImmunizer
 else:
     EraserChoice = subcommands(AnyEraser)
     AdaptationChoice = subcommands(AnyAdaptation)
-    AgainstChoice = subcommands(AnyAdaptation, before=f"{AGAINST} ")
+    AgainstChoice = subcommands(AnyAdaptation | Mixture, before=f"{AGAINST} ")
     ImmunizerChoice = subcommands(AnyImmunizer)
-
-ADAPTER_FILES = {"lora": "pytorch_lora_weights.safetensors"}
-"""The names under which other programs look for an adapter."""
 
 
 def erase(
@@ -70,8 +69,9 @@ def adapt(
 ) -> None:
     """Teach a model something, as an attacker or an honest user would: a folder with a delta and an adapter file.
 
-    The folder has delta.safetensors (for --deltas), the adapter as other programs read it (of a LoRA
-    pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`), losses.json, and the grids of --sample-at.
+    The folder has delta.safetensors (for --deltas) where weights change; the adapter as other programs read it: of a
+    LoRA pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`, of a new token learned_embeds.safetensors, for
+    `pipe.load_textual_inversion` (or --tokens); losses.json, and the grids of --sample-at.
 
     For example: immunity adapt --model emoji --deltas erased.safetensors --concept church --out attack lora --rank 4
 
@@ -83,7 +83,7 @@ def adapt(
         samples: Pictures on the way.
         method: How it is learned; its own flags come after its name.
     """
-    output.check_folder(DELTA_FILE, inputs=(*model.inputs, *pictures.inputs))
+    output.check_folder(ATTACK_MARK, inputs=(*model.inputs, *pictures.inputs))
     samples.check(method.steps)
     pictures.check(model)
     base = model.load_base()
@@ -106,7 +106,7 @@ def adapt(
         )
         with replacing(output.out, force=output.force) as made:
             made.mkdir()
-            _write_attack(result, method, made)
+            _write_attack(result, made)
             if samples.sample_at:
                 shutil.copytree(folder / "samples", made / "samples")
     print(output.out)
@@ -135,13 +135,14 @@ def immunize(
     """
     output.check_file(".safetensors", inputs=(*model.inputs, *pictures.inputs))
     pictures.check(model)
+    foreseen = against.made() if isinstance(against, Mixture) else against
     base = model.load_base()
     examples = pictures.read(base.model, model, seed=run.seed, verb="immunize")
     loaded = base.with_deltas()
-    identity = {"immunize": _described(method), "against": _described(against), "seed": run.seed}
+    identity = {"immunize": _described(method), "against": described(foreseen), "seed": run.seed}
     with partial(output, identity) as folder:
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
-        method(loaded, examples, against, seed=run.seed, journal=journal).save(output.out, force=output.force)
+        method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
     print(output.out)
 
 
@@ -149,8 +150,9 @@ def _described(method: AnyEraser | AnyAdaptation | AnyImmunizer) -> dict[str, ob
     return {"name": name_of(type(method)), **dataclasses.asdict(method)}
 
 
-def _write_attack(result: AttackResult, method: Adaptation, folder: Path) -> None:
-    result.delta.save(folder / DELTA_FILE)
-    result.save_adapter(folder / ADAPTER_FILES.get(name_of(type(method)), "adapter.safetensors"))
+def _write_attack(result: AttackResult, folder: Path) -> None:
+    if result.delta is not None:
+        result.delta.save(folder / DELTA_FILE)
+    result.write_files(folder)
     losses = {"losses": result.losses, "seconds": round(result.seconds, 3)}
-    (folder / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    (folder / ATTACK_MARK).write_text(json.dumps(losses), encoding="utf-8")

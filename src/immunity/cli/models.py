@@ -3,10 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from immunity.cli.options import ModelOptions, OutputOptions
+from immunity.cli.options import DELTA_FILE, ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from immunity.deltas import Provenance
     from immunity.models import DiffusionModel
+    from immunity.models.vocabulary import LearnedToken
     from immunity.worlds import World
 
 
@@ -57,6 +59,7 @@ def sample(
     guidance: float = 7.5,
     negative: str = "",
     batch: int = 8,
+    tokens: tuple[Path, ...] = (),
 ) -> None:
     """Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json.
 
@@ -70,6 +73,7 @@ def sample(
         guidance: Weight of the prompt against no prompt; 1 turns guidance off.
         negative: What guidance leads away from.
         batch: Pictures drawn at a time.
+        tokens: Learned tokens that prompts may use: .safetensors files, or folders that adapt wrote.
     """
     from immunity.atomic import replacing
     from immunity.cli.drawing import draw
@@ -82,10 +86,14 @@ def sample(
     loaded = model.load()
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [seed + i for _ in prompt for i in range(count)]
-    pictures = draw(
-        loaded, prompts, seeds, label="sample", steps=steps, guidance=guidance, negative=negative, batch=batch
-    )
+    with ExitStack() as taught:
+        for path in tokens:
+            taught.enter_context(_learned(path, loaded).known_to(loaded))
+        pictures = draw(
+            loaded, prompts, seeds, label="sample", steps=steps, guidance=guidance, negative=negative, batch=batch
+        )
     settings = {"steps": steps, "guidance": guidance, "negative": negative, "batch": batch, "dtype": model.dtype}
+    settings |= {"tokens": [path.name for path in tokens]} if tokens else {}
     with replacing(output.out, force=output.force) as folder:
         _write_pictures(folder, loaded, pictures, prompts, seeds, columns=count, settings=settings)
     print(output.out)
@@ -101,6 +109,21 @@ def export(model: ModelOptions, output: OutputOptions) -> None:
     output.check_folder("model_index.json", inputs=model.inputs)
     model.load().export(output.out, force=output.force)
     print(output.out)
+
+
+def _learned(path: Path, model: "DiffusionModel") -> "LearnedToken":
+    """Of a folder that adapt wrote, the first file of a token in it."""
+    from immunity.models.vocabulary import LearnedToken
+
+    if not path.is_dir():
+        return LearnedToken.load(path, model)
+    found = {file.name: file for file in path.glob("*.safetensors") if file.name != DELTA_FILE}
+    for file in sorted(found.values(), key=lambda file: (file.name != "learned_embeds.safetensors", file.name)):
+        with suppress(ImmunityError):
+            return LearnedToken.load(file, model)
+    raise ImmunityError(
+        expected="the file of a learned token", got=f"none in {path}", remedy="the folder of an attack that teaches one"
+    )
 
 
 def _print_file(source: str) -> None:
@@ -170,7 +193,9 @@ def _print_concepts(world: "World") -> None:
 
 
 def _print_model(model: "DiffusionModel") -> None:
-    _print_table({"model": model.name, "hash": model.base_hash, "pictures": f"{model.resolution} px"})
+    _print_table(
+        {"model": model.name, "family": model.family, "hash": model.base_hash, "pictures": f"{model.resolution} px"}
+    )
     print("parameters")
     for group in model.groups:
         values = model.parameters(group).values()

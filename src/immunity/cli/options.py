@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from immunity.worlds import World
 
 DELTA_FILE = "delta.safetensors"
-"""In the folder that adapt writes."""
+"""In the folder that adapt writes, where it changed weights."""
+ATTACK_MARK = "losses.json"
+"""In every folder that adapt writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,13 @@ class ModelOptions:
 
     def _files(self) -> list[Path]:
         inside = [path / DELTA_FILE for path in self.deltas]
+        for path, inner in zip(self.deltas, inside, strict=True):
+            if (path / ATTACK_MARK).is_file() and not inner.is_file():
+                raise ImmunityError(
+                    expected=f"a folder with {DELTA_FILE}",
+                    got=f"{path}, of an attack that changed no weights but taught a new token",
+                    remedy=f"immunity sample --tokens {path}",
+                )
         return [inner if inner.is_file() else path for path, inner in zip(self.deltas, inside, strict=True)]
 
 

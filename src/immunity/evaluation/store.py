@@ -1,7 +1,7 @@
 """What a study keeps beside its records, so that nothing is made twice.
 
     deltas/<arm>-<key>.safetensors       each change of the model, once
-    adapters/<arm>-<key>.safetensors     each attack's φ, in the file format in which such adapters circulate
+    adapters/<arm>-<key>/                each attack's φ, in the files in which such adapters circulate
     pictures/<purpose>-<key>/            what attack and defence learned from and results were compared with, a folder
                                          of pictures with metadata.csv
     claims/<key>.lock                    which process is at what
@@ -80,8 +80,9 @@ class Store:
                 self.finished(recipe)
 
     def keep_adapter(self, name: str, recipe: Recipe, result: AttackResult) -> None:
-        path = self.folder / "adapters" / f"{_slug(name)}-{_key(recipe)}.safetensors"
-        result.save_adapter(path, force=True)
+        """A fine-tuning of whole weights circulates as a model and has no such files: it is not kept."""
+        if result.files:
+            result.save_files(self.folder / "adapters" / f"{_slug(name)}-{_key(recipe)}", force=True)
 
     def pictures(self, purpose: str, recipe: Recipe, *, size: int, make: Callable[[], Examples]) -> Examples:
         """The pictures of that recipe as their files have them, eight bits a colour: what anyone can use again."""

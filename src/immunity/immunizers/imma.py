@@ -1,23 +1,25 @@
 """IMMA: the model is made a bad starting point for an adaptation, by playing the adaptation against it."""
 
+import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from immunity.adaptations import Adaptation, Attached
+from immunity.adaptations import Foreseen
 from immunity.adaptations.base import described
 from immunity.checks import at_least, one_of, positive
 from immunity.concepts import Examples
 from immunity.deltas import Delta, Provenance
 from immunity.errors import ImmunityError
+from immunity.immunizers.opponents import Opponents
 from immunity.immunizers.retention import Retention, RetentionKind
 from immunity.models import DiffusionModel
 from immunity.models.original import Original
-from immunity.optimize import AdamW, Journal, Loop, Stepper, StepResult, derived_seed, thawed
+from immunity.optimize import Journal, Loop, Stepper, StepResult, derived_seed, thawed
+from immunity.optimizers import AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Imma:
     outer_lr: float = 1e-5
     """Learning rate of θ_S (AdamW, constant)."""
     inner_lr: float | None = None
-    """Learning rate of φ; None for the adaptation's own."""
+    """Learning rate of φ; None for the adaptation's own. The rest of its optimizer is the adaptation's."""
     outer_batch: int | None = None
     """Pictures an outer step; None for as many as the adaptation takes."""
     clip: float | None = 1.0
@@ -80,67 +82,68 @@ class Imma:
         self,
         model: DiffusionModel,
         examples: Examples,
-        against: Adaptation,
+        against: Foreseen,
         *,
         seed: int,
         journal: Journal | None = None,
     ) -> Delta:
         """The new values of θ_S; `model` is left as it was found.
 
-        Killed and called again with the same journal, it goes on from its checkpoint to the same values, bit for bit.
+        Against a mixture, each cycle draws one of its adaptations, whose φ is as its last cycle left it. Killed and
+        called again with the same journal, it goes on from its checkpoint to the same values, bit for bit.
         """
         journal = journal or Journal()
         inputs = {"examples": examples.digest(), "against": described(against)}
         provenance = Provenance.of(self, model, seed=seed, inputs=inputs)
         theta = model.parameters(self.group)
-        batches = against.prepare(model, examples, changing=theta)
-        retention = self._retention(model, theta, seed)
-        inner_optimizer = AdamW(
-            lr=against.lr if self.inner_lr is None else self.inner_lr, weight_decay=against.weight_decay
+        cycles = self.reinitialise_every or math.ceil(self.steps / (self.inner + self.outer))
+        opponents = Opponents(
+            model,
+            examples,
+            against,
+            changing=theta,
+            seed=seed,
+            steps=cycles * self.inner,
+            lr=self.inner_lr,
+            reinitialise_every=self.reinitialise_every,
+            keep=journal.folder,
         )
-        outer_batch = self.outer_batch or against.batch
+        retention = self._retention(model, theta, seed)
         inner_order, outer_order = derived_seed(seed, "inner pictures"), derived_seed(seed, "outer pictures")
+        outer_optimizer = AdamW(lr=self.outer_lr, weight_decay=self.weight_decay)
 
-        phi: Attached
-
-        with Original(theta) as original, ExitStack() as attached:
-
-            def attach(cycle: int) -> None:
-                nonlocal phi
-                attached.close()
-                phi = attached.enter_context(against.attach(model, seed=derived_seed(seed, "φ", cycle)))
-                loop.steppers["inner"] = Stepper(phi.parameters(), inner_optimizer, clip=against.clip)
+        with Original(theta) as original, opponents:
+            outer = Stepper(theta.values(), outer_optimizer, clip=self.clip, maximize=True)
 
             def step(number: int, generator: torch.Generator) -> StepResult:
                 cycle, phase = divmod(number, self.inner + self.outer)
-                if phase == 0 and cycle and self.reinitialise_every and cycle % self.reinitialise_every == 0:
-                    attach(cycle)
+                opponent = opponents.choose(cycle)
+                adaptation, phi = opponent.adaptation, opponent.phi
                 if phase < self.inner:
                     with thawed(phi.parameters()):
                         count = cycle * self.inner + phase
-                        x_a = against.draw(batches, count, seed=inner_order, generator=generator)
-                        return loop.steppers["inner"].step(against.loss(model, x_a, generator))
+                        x_a = opponent.batches
+                        losses = adaptation.losses(model, x_a, count, seed=inner_order, generator=generator)
+                        return opponent.stepper.step(losses, share=opponent.share)
                 with thawed(theta.values()):
                     count = cycle * self.outer + phase - self.inner
+                    size = self.outer_batch or adaptation.batch
                     # Pictures of the concept alone: a prior term is the attacker's, and nothing to be maximised.
-                    x_i = batches.draw(outer_batch, count, seed=outer_order, generator=generator)
+                    x_i = opponent.batches.draw(size, count, seed=outer_order, generator=generator)
                     price: Tensor | float = 0.0
                     if retention is not None:
-                        lost = retention.loss(model, original, phi, outer_batch, count, generator)
+                        lost = retention.loss(model, original, phi, size, count, generator)
                         price = self.retention_weight * lost
-                    return loop.steppers["outer"].step(against.loss(model, x_i, generator) - price)
+                    return outer.step(adaptation.loss(model, x_i, generator) - price)
 
-            optimizer = AdamW(lr=self.outer_lr, weight_decay=self.weight_decay)
-            loop = Loop(
-                {"outer": Stepper(theta.values(), optimizer, clip=self.clip, maximize=True)},
+            Loop(
+                {"outer": outer, "inner": opponents},
                 steps=self.steps,
                 seed=seed,
                 checkpoint=journal.checkpoint(provenance),
                 label=journal.label,
                 on_step=journal.on_step,
-            )
-            attach(cycle=0)
-            loop.run(step)
+            ).run(step)
             return Delta.capture(theta, provenance)
 
     def _retention(self, model: DiffusionModel, theta: Mapping[str, nn.Parameter], seed: int) -> Retention | None:

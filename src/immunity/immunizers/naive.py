@@ -5,14 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immunity.adaptations import Adaptation
+from immunity.adaptations import Foreseen
 from immunity.adaptations.base import described
 from immunity.checks import at_least, positive
 from immunity.concepts import Examples
 from immunity.deltas import Delta, Provenance
+from immunity.immunizers.opponents import Opponents
 from immunity.models import DiffusionModel
 from immunity.models.original import Original
-from immunity.optimize import AdamW, Journal, derived_seed, fit
+from immunity.optimize import Journal, derived_seed, fit
+from immunity.optimizers import AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class AscentOnly:
         self,
         model: DiffusionModel,
         examples: Examples,
-        against: Adaptation,
+        against: Foreseen,
         *,
         seed: int,
         journal: Journal | None = None,
@@ -53,15 +55,17 @@ class AscentOnly:
         inputs = {"examples": examples.digest(), "against": described(against)}
         provenance = Provenance.of(self, model, seed=seed, inputs=inputs)
         theta = model.parameters(self.group)
-        batches = against.prepare(model, examples, changing=theta)
+        opponents = Opponents(model, examples, against, changing=theta, seed=seed, keep=journal.folder)
         order = derived_seed(seed, "outer pictures")
 
         # φ stays as it was initialised, where most kinds of it do nothing; but some have tokens that the prompts use.
-        with Original(theta), against.attach(model, seed=derived_seed(seed, "φ", 0)):
+        with Original(theta), opponents:
 
             def loss(step: int, generator: torch.Generator) -> Tensor:
-                x_i = batches.draw(self.batch or against.batch, step, seed=order, generator=generator)
-                return against.loss(model, x_i, generator)
+                opponent = opponents.choose(step)
+                size = self.batch or opponent.adaptation.batch
+                x_i = opponent.batches.draw(size, step, seed=order, generator=generator)
+                return opponent.adaptation.loss(model, x_i, generator)
 
             fit(
                 loss,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from immunity.adaptations import Adaptation
+from immunity.adaptations import Foreseen
 from immunity.checks import at_least
 from immunity.concepts import Examples
 from immunity.deltas import Delta, Provenance
@@ -35,7 +35,7 @@ class RandomPerturbation:
         self,
         model: DiffusionModel,
         examples: Examples,  # noqa: ARG002 (one signature for all immunizers)
-        against: Adaptation,  # noqa: ARG002
+        against: Foreseen,  # noqa: ARG002
         *,
         seed: int,
         journal: Journal | None = None,  # noqa: ARG002

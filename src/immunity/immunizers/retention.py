@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from immunity.adaptations import Attached, Batches
-from immunity.adaptations.base import denoising_loss, noised
 from immunity.adaptations.batches import changes_text
+from immunity.adaptations.denoising import denoising_loss, noised
 from immunity.concepts import Examples
 from immunity.models import DiffusionModel
 from immunity.models.original import Original

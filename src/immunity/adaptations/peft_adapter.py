@@ -1,0 +1,121 @@
+"""LoRA's relatives, as peft has them: DoRA, LoHa, LoKr, OFT, BOFT."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from immunity.adaptations.attached import AdapterFiles, Attached
+from immunity.adaptations.lora import LoraLayers
+from immunity.adaptations.peft_layers import ADAPTER, LayerAdaptation, PeftLayers, inside_denoiser
+from immunity.checks import one_of
+from immunity.errors import ImmunityError
+from immunity.models import DiffusionModel
+
+Kind = Literal["dora", "loha", "lokr", "oft", "boft"]
+
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+"""Ends of the names of a U-Net's convolutions, but for the first and the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftAdapter(LayerAdaptation):
+    """One of LoRA's relatives on the attention projections.
+
+    dora: LoRA with a magnitude for each output (Liu et al., 2024, arXiv 2402.09353). loha: a Hadamard product of two
+    low ranks (Hyeon-Woo et al., 2022, arXiv 2108.06098). lokr: a Kronecker product (Edalati et al., 2022, arXiv
+    2212.10650). oft: rotations of the inputs (Qiu et al., 2023, arXiv 2306.07280). boft: products of sparse ones (Liu
+    et al., 2024, arXiv 2311.06243).
+    """
+
+    kind: Kind = "dora"
+    """Which of them."""
+    rank: int = 4
+    """Of the factors; for oft and boft the width of the blocks that are rotated."""
+    convolutions: bool = False
+    """A U-Net's convolutions get one too. Not with rotations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, "kind", get_args(Kind))
+        if self._rotates and (self.convolutions or self.alpha is not None or self.rank < 2):
+            raise ImmunityError(
+                expected=f"{self.kind} with blocks of two or more, without alpha, and on linear layers",
+                got=f"rank={self.rank}, alpha={self.alpha}, convolutions={self.convolutions}",
+                remedy="dora, loha or lokr",
+            )
+
+    @property
+    def _rotates(self) -> bool:
+        return self.kind in ("oft", "boft")
+
+    def attach(self, model: DiffusionModel, *, seed: int) -> AbstractContextManager[Attached]:
+        import peft
+
+        shared: dict[str, Any] = {"target_modules": [*self.targets, *(CONVOLUTIONS if self.convolutions else ())]}
+        scaled = {**shared, "r": self.rank, "alpha": self.rank if self.alpha is None else self.alpha}
+        if self.kind == "dora":
+            config = peft.LoraConfig(**shared, r=self.rank, lora_alpha=scaled["alpha"], use_dora=True)
+            return inside_denoiser(model, LoraLayers, peft.LoraModel, config, seed=seed)
+        if self.kind == "loha":
+            return inside_denoiser(model, _Products, peft.LoHaModel, peft.LoHaConfig(**scaled), seed=seed)
+        if self.kind == "lokr":
+            return inside_denoiser(model, _Products, peft.LoKrModel, peft.LoKrConfig(**scaled), seed=seed)
+        if self.kind == "oft":
+            rotations = peft.OFTConfig(**shared, r=0, oft_block_size=self.rank)
+            return inside_denoiser(model, _Rotations, peft.OFTModel, rotations, seed=seed)
+        butterflies = peft.BOFTConfig(**shared, boft_block_size=self.rank)
+        return _without_compiling(inside_denoiser(model, _Rotations, peft.BOFTModel, butterflies, seed=seed))
+
+
+class _Products(PeftLayers):
+    """LoHa and LoKr: products of which one factor is zero at first."""
+
+    def initialise(self, name: str, value: Tensor, base: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
+        factor = name.rsplit(".", 1)[-1]
+        if factor in ("hada_w2_b", "lokr_w1", "lokr_w1_a"):
+            value.zero_()
+            return
+        bound = value[0].numel() ** -0.5  # of He et al., as FedPara has it
+        value.copy_((2 * torch.rand(value.shape, generator=generator) - 1) * bound)
+
+    def files(self) -> AdapterFiles:
+        """The layout of LyCORIS, in which such files circulate, with this family's names of layers."""
+        tensors = {}
+        for name, value in self.state_dict().items():
+            path, factor = name.rsplit(".", 1)
+            tensors[f"{self._prefix(path)}.{factor}"] = value
+        for path, layer in self.layers.items():
+            tensors[f"{self._prefix(path)}.alpha"] = torch.tensor(float(layer.alpha[ADAPTER]))
+        return {"lycoris.safetensors": tensors}
+
+    def _prefix(self, path: str) -> str:
+        component = "unet" if self.component == "unet" else "transformer"
+        return f"lora_{component}_{path.replace('.', '_')}"
+
+
+class _Rotations(PeftLayers):
+    """OFT and BOFT: no rotation and no scaling at first."""
+
+    def initialise(self, name: str, value: Tensor, base: Tensor, generator: torch.Generator) -> None:  # noqa: ARG002
+        value.fill_(1.0 if name.rsplit(".", 1)[-1] == "boft_s" else 0.0)
+
+
+@contextmanager
+def _without_compiling(attached: AbstractContextManager[Attached]) -> Iterator[Attached]:
+    """peft would compile a CUDA extension for BOFT where it can, once for each layer where it cannot.
+
+    Without it BOFT has one butterfly factor, wherever it runs.
+    """
+    from peft.tuners.boft import layer
+
+    before = layer._FBD_CUDA
+    layer._FBD_CUDA = False
+    try:
+        with attached as phi:
+            yield phi
+    finally:
+        layer._FBD_CUDA = before

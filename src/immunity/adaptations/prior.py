@@ -1,0 +1,119 @@
+"""Prior preservation (Ruiz et al., 2023): pictures of the subject's class, made by the model itself, keep the rest."""
+
+import dataclasses
+import hashlib
+from abc import ABC
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from immunity.adaptations.base import Adaptation
+from immunity.adaptations.batches import Batch, Batches, changes_text
+from immunity.atomic import save_tensors
+from immunity.checks import at_least
+from immunity.concepts import Examples
+from immunity.deltas import hash_tensors
+from immunity.errors import ImmunityError
+from immunity.models import DiffusionModel
+from immunity.optimize import derived_seed, identity
+from immunity.pictures import to_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorPreservation(Adaptation, ABC):
+    """An adaptation that can pay for losing the class of its subject."""
+
+    class_prompt: str | None = None
+    """What pictures of the class are drawn from, by the model before it is adapted: "a photo of a church"."""
+    prior_pictures: int = 0
+    """How many of them, made once; 0 for no prior preservation."""
+    prior_weight: float = 1.0
+    """Of their loss, relative to that of the subject's pictures."""
+    prior_steps: int = 25
+    """Denoising steps for each."""
+    prior_guidance: float = 7.5
+    """Weight of the class prompt against no prompt in drawing them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "prior_pictures", "prior_weight")
+        at_least(self, 1, "prior_steps")
+        if self.prior_pictures and not self.class_prompt:
+            raise ImmunityError(
+                expected="a class prompt for prior preservation",
+                got=f"prior_pictures={self.prior_pictures} without one",
+                remedy='class_prompt="a photo of a church" (--class-prompt), or prior_pictures=0',
+            )
+        if self.class_prompt is not None and not self.prior_pictures:
+            raise ImmunityError(
+                expected="pictures of the class for prior preservation",
+                got=f"class_prompt={self.class_prompt!r} with prior_pictures=0",
+                remedy="prior_pictures=100 (--prior-pictures), or no class prompt",
+            )
+
+    def prepare(
+        self,
+        model: DiffusionModel,
+        examples: Examples,
+        *,
+        changing: Collection[str] = (),
+        keep: Path | None = None,
+    ) -> Batches:
+        batches = super().prepare(model, examples, changing=changing, keep=keep)
+        if not self.prior_pictures:
+            return batches
+        cache_prompts = not (self.trains_text(model) or changes_text(changing))
+        prior = Batches.encode(
+            model, self._class_pictures(model, keep), mirror=self.mirror, cache_prompts=cache_prompts
+        )
+        return dataclasses.replace(batches, prior=prior)
+
+    def draw(self, batches: Batches, number: int, *, seed: int, generator: torch.Generator) -> Batch:
+        batch = super().draw(batches, number, seed=seed, generator=generator)
+        if batches.prior is None:
+            return batch
+        prior = super().draw(batches.prior, number, seed=derived_seed(seed, "prior"), generator=generator)
+        return dataclasses.replace(batch, prior=prior)
+
+    def loss(self, model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Of the subject's pictures, and of the batch's prior where it has one."""
+        subject = super().loss(model, batch, generator)
+        if batch.prior is None:
+            return subject
+        return subject + self.prior_weight * super().loss(model, batch.prior, generator)
+
+    def _class_pictures(self, model: DiffusionModel, keep: Path | None) -> Examples:
+        """The same for the same model, whoever asks: the adaptation's own seed has no part in them."""
+        assert self.class_prompt is not None
+        prompts = (self.class_prompt,) * self.prior_pictures
+        file = None if keep is None else keep / f"class-{self._key(model)}.safetensors"
+        images = None if file is None else _read(file)
+        if images is None:
+            seeds = [derived_seed(0, "class pictures", number) % 2**32 for number in range(self.prior_pictures)]
+            images = to_bytes(model.sample(prompts, seeds=seeds, steps=self.prior_steps, guidance=self.prior_guidance))
+            if file is not None:
+                save_tensors(file, {"images": images}, {}, force=True)
+        return Examples(images.float() / 255, prompts, ("made by the model",) * self.prior_pictures)
+
+    def _key(self, model: DiffusionModel) -> str:
+        """Of the file of these pictures: all that they depend on."""
+        what = {
+            "weights": hash_tensors(model.parameters("all")),
+            "base": model.base_hash,
+            "prompt": self.class_prompt,
+            "drawn": [self.prior_pictures, self.prior_steps, self.prior_guidance],
+        }
+        return hashlib.sha256(identity(what).encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> Tensor | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)["images"] if file.exists() else None
+    except (SafetensorError, OSError, KeyError):
+        return None  # damaged: made anew
