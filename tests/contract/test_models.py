@@ -352,6 +352,15 @@ def test_bfloat16_weights_predict_in_the_dtype_of_the_input(folder):
     assert images.isfinite().all()
 
 
+@pytest.mark.parametrize("family", ["pixart"])
+def test_float16_spares_what_would_overflow_in_t5(folder):
+    model = load(folder, dtype="float16")
+    kept = {name for name, value in model.parameters("text_encoder").items() if value.dtype == torch.float32}
+    assert kept
+    assert all(".wo." in name for name in kept)
+    assert model.encode_prompts(["church"]).embeddings.isfinite().all()
+
+
 def test_export_refuses_what_exists_and_models_with_adapters(model, folder, tmp_path):
     with pytest.raises(ImmunityError, match="does not exist yet"):
         model.export(tmp_path)

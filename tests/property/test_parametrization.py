@@ -16,11 +16,14 @@ seeds = st.integers(0, 2**31)
 
 
 def outputs(parametrization: str, eps: torch.Tensor, noisy: torch.Tensor, kept: float) -> torch.Tensor:
-    signal, sigma = kept**0.5, (1 - kept) ** 0.5
+    # A flow goes straight from the picture to the noise, a chain on a circle.
+    signal, sigma = (kept, 1 - kept) if parametrization == "flow" else (kept**0.5, (1 - kept) ** 0.5)
     if parametrization == "epsilon":
         return eps
     clean = (noisy - sigma * eps) / signal
-    return {"sample": clean, "v": signal * eps - sigma * clean, "velocity": eps - clean}[parametrization]
+    return {"sample": clean, "v": signal * eps - sigma * clean, "velocity": eps - clean, "flow": eps - clean}[
+        parametrization
+    ]
 
 
 def draw(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +38,7 @@ def combine(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return (weights[:, None] * values).sum(0)
 
 
-@pytest.mark.parametrize("parametrization", ["epsilon", "sample", "v", "velocity"])
+@pytest.mark.parametrize("parametrization", ["epsilon", "sample", "v", "velocity", "flow"])
 @given(kept=cumulative, free=coefficients, seed=seeds)
 def test_a_target_whose_coefficients_sum_to_one_is_the_same_in_every_parametrization(parametrization, kept, free, seed):
     weights = torch.tensor([*free, 1 - sum(free)], dtype=torch.float64)
@@ -45,7 +48,7 @@ def test_a_target_whose_coefficients_sum_to_one_is_the_same_in_every_parametriza
     torch.testing.assert_close(in_its_own, translated, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("parametrization", ["sample", "v", "velocity"])
+@pytest.mark.parametrize("parametrization", ["sample", "v", "velocity", "flow"])
 @given(kept=cumulative, free=coefficients, excess=st.floats(0.1, 2), seed=seeds)
 def test_other_sums_are_not(parametrization, kept, free, excess, seed):
     weights = torch.tensor([*free, 1 + excess - sum(free)], dtype=torch.float64)

@@ -90,6 +90,43 @@ def test_damaged_folders(copy, damage, message):
         load(copy)
 
 
+def test_other_pipelines_are_refused_by_name(copy):
+    path = copy / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "KandinskyV22Pipeline"}))
+    with pytest.raises(ImmunityError, match=r"one of StableDiffusionPipeline, .*FluxPipeline.*; got KandinskyV22Pipe"):
+        load(copy)
+
+
+def test_a_text_encoder_without_its_tokenizer(tiny_folders, tmp_path):
+    folder = shutil.copytree(tiny_folders["sd3"], tmp_path / "copy")
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"tokenizer_2": [None, None]}))
+    with pytest.raises(ImmunityError, match="both or neither of text_encoder_2 and tokenizer_2"):
+        load(folder)
+    names = [f"{kind}{end}" for kind in ("text_encoder", "tokenizer") for end in ("", "_2", "_3")]
+    path.write_text(json.dumps(index | {name: [None, None] for name in names}))
+    with pytest.raises(ImmunityError, match="at least one text encoder"):
+        load(folder)
+
+
+@pytest.mark.parametrize("settings", [{"stochastic_sampling": True}, {"invert_sigmas": True}])
+def test_flows_that_are_not_the_familys_own(tiny_folders, tmp_path, settings):
+    folder = shutil.copytree(tiny_folders["sd3"], tmp_path / "copy")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ImmunityError, match="neither inverted nor stochastic"):
+        load(folder)
+
+
+def test_autoencoders_with_a_scale_for_each_channel(tiny_folders, tmp_path):
+    folder = shutil.copytree(tiny_folders["sdxl"], tmp_path / "copy")
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latents_mean": [0.0] * 4}))
+    with pytest.raises(ImmunityError, match="latents_mean"):
+        load(folder)
+
+
 def test_unknown_dtypes_and_devices(copy):
     with pytest.raises(ImmunityError, match="a dtype: float32"):
         load(copy, dtype="int8")

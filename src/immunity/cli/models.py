@@ -3,30 +3,30 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from immunity.cli.options import DELTA_FILE, ModelOptions, OutputOptions
+from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from immunity.deltas import Provenance
     from immunity.models import DiffusionModel
-    from immunity.models.vocabulary import LearnedToken
     from immunity.worlds import World
 
 
 def info(source: str, /, *, concepts: bool = False, device: str = "cpu") -> None:
-    """Tell what a model, a world or a delta is.
+    """Tell what a model, a world or a file is: what it changes, and where it comes from.
 
     Args:
-        source: A diffusers folder, a world (emoji), a hub id, or the .safetensors file of a delta or adapter.
+        source: A diffusers folder, a world (emoji), a hub id, or a file: a delta, an adapter, a learned token,
+            published weights, a whole model (.safetensors, .pt, .bin, .ckpt); or the folder of an adapter.
         concepts: Of a world, name every object and style instead.
         device: Where the model is loaded.
     """
+    from immunity.files.describing import is_described
     from immunity.loading import load
     from immunity.worlds import WORLDS, World
 
@@ -40,8 +40,8 @@ def info(source: str, /, *, concepts: bool = False, device: str = "cpu") -> None
             )
         _print_concepts(world)
         return
-    if source.endswith(".safetensors"):
-        _print_file(source)
+    if world is None and is_described(Path(source)):
+        _print_file(Path(source))
         return
     if world is not None:
         _print_world(world)
@@ -73,10 +73,11 @@ def sample(
         guidance: Weight of the prompt against no prompt; 1 turns guidance off.
         negative: What guidance leads away from.
         batch: Pictures drawn at a time.
-        tokens: Learned tokens that prompts may use: .safetensors files, or folders that adapt wrote.
+        tokens: Learned tokens that prompts may use: files of Textual Inversion, or folders that adapt wrote.
     """
     from immunity.atomic import replacing
     from immunity.cli.drawing import draw
+    from immunity.files import read_token
 
     if count < 1 or not prompt:
         raise ImmunityError(
@@ -88,7 +89,7 @@ def sample(
     seeds = [seed + i for _ in prompt for i in range(count)]
     with ExitStack() as taught:
         for path in tokens:
-            taught.enter_context(_learned(path, loaded).known_to(loaded))
+            taught.enter_context(read_token(path).learned(loaded).known_to(loaded))
         pictures = draw(
             loaded, prompts, seeds, label="sample", steps=steps, guidance=guidance, negative=negative, batch=batch
         )
@@ -111,32 +112,13 @@ def export(model: ModelOptions, output: OutputOptions) -> None:
     print(output.out)
 
 
-def _learned(path: Path, model: "DiffusionModel") -> "LearnedToken":
-    """Of a folder that adapt wrote, the first file of a token in it."""
-    from immunity.models.vocabulary import LearnedToken
+def _print_file(path: Path) -> None:
+    from immunity.files.describing import describe
 
-    if not path.is_dir():
-        return LearnedToken.load(path, model)
-    found = {file.name: file for file in path.glob("*.safetensors") if file.name != DELTA_FILE}
-    for file in sorted(found.values(), key=lambda file: (file.name != "learned_embeds.safetensors", file.name)):
-        with suppress(ImmunityError):
-            return LearnedToken.load(file, model)
-    raise ImmunityError(
-        expected="the file of a learned token", got=f"none in {path}", remedy="the folder of an attack that teaches one"
-    )
-
-
-def _print_file(source: str) -> None:
-    from immunity.deltas import Delta
-
-    made = _provenance_of_adapter(source)
-    if made is not None:
-        _print_table({"adapter": Path(source).name})
-    else:
-        delta = Delta.load(source)
-        made = delta.provenance
-        values = sum(value.numel() for value in delta.tensors.values())
-        _print_table({"delta": delta.hash, "tensors": f"{len(delta.tensors)}, {values:,} values"})
+    rows, made = describe(path)
+    _print_table(rows)
+    if made is None:
+        return
     _print_table(
         {
             "method": made.method,
@@ -149,19 +131,6 @@ def _print_file(source: str) -> None:
     print("settings")
     for name, value in _flat(made.config):
         print(f"  {name:30}{json.dumps(value, ensure_ascii=False)}")
-
-
-def _provenance_of_adapter(source: str) -> "Provenance | None":
-    from safetensors import SafetensorError, safe_open
-
-    from immunity.deltas import Provenance
-
-    try:
-        with safe_open(source, framework="pt") as file:
-            header = (file.metadata() or {}).get("immunity_adapter")
-    except (SafetensorError, OSError):
-        return None  # what is wrong with the file is for `Delta.load` to say
-    return None if header is None else Provenance.from_json(header)
 
 
 def _flat(values: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
@@ -204,7 +173,8 @@ def _print_model(model: "DiffusionModel") -> None:
 
 def _print_table(rows: Mapping[str, object]) -> None:
     for name, value in rows.items():
-        print(f"{name:10}{value}")
+        # A file says of itself what it likes: nothing that moves the cursor reaches the terminal.
+        print(f"{name:10}{value}" if str(value).isprintable() else f"{name:10}{value!r}")
 
 
 def _write_pictures(

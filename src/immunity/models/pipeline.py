@@ -60,6 +60,8 @@ class PipelineModel(DiffusionModel):
             # nn.Module.to and not the classes' own, which warns of a change of dtype whether or not it matters. Half
             # precision makes the autoencoders overflow, hence a dtype of their own.
             nn.Module.to(module, self.device, vae_dtype if part == "vae" else dtype)
+            if self.parts[part] == "T5EncoderModel" and dtype == torch.float16:
+                _spare_from_overflow(module)
         self._parts, self._settings = dict(parts), dict(settings)
         self._denoiser, self._vae, self._scheduler = (
             cast(Any, parts[part]) for part in (self.denoiser, "vae", "scheduler")
@@ -346,9 +348,7 @@ class PipelineModel(DiffusionModel):
 
     def export(self, folder: str | Path, *, force: bool = False) -> None:
         refuse_existing(folder, force=force)
-        ours = {id(value) for value in self._theta.values()}
-        trained = [module for part, module in self.components.items() if part != "vae"]
-        if any(id(value) not in ours for module in trained for value in module.parameters()):
+        if self.adapted:
             raise ImmunityError(
                 expected="a model without adapters",
                 got=f"{self.name} with one attached",
@@ -392,6 +392,13 @@ class PipelineModel(DiffusionModel):
     def _fresh_scheduler(self) -> Any:
         # Multistep samplers remember their last outputs: a new one each time leaves nothing over from the last call.
         return type(self._scheduler).from_config(self._scheduler.config)
+
+
+def _spare_from_overflow(t5: nn.Module) -> None:
+    """Makes float32 of what transformers keeps in it, as T5's sums are beyond float16."""
+    for name, module in t5.named_modules():
+        if name.endswith(".wo"):
+            module.float()
 
 
 def _after(progress: Progress, done: int, total: int) -> Progress:

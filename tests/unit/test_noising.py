@@ -1,0 +1,38 @@
+"""Where the noise of a flow lies in training."""
+
+import math
+
+import pytest
+import torch
+
+from immunity.models.noising import Flow
+
+
+def flow(tokens: int = 256, **settings: object) -> Flow:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(**settings)
+    return Flow(scheduler, name="x", device=torch.device("cpu"), tokens=tokens)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_shift_moves_the_logit_by_its_logarithm(shift):
+    """The formula of the scheduler, applied to the logit-normal without a shift."""
+    plain, moved = (
+        one.sample_times(1000, torch.Generator().manual_seed(0)).double() / 1000 for one in (flow(), flow(shift=shift))
+    )
+    torch.testing.assert_close(moved, shift * plain / (1 + (shift - 1) * plain), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "mean"), [(256, 0.5), (4096, 1.15), (2176, 0.825)])
+def test_a_dynamic_shift_follows_the_size_of_the_picture(tokens, mean):
+    assert flow(tokens, use_dynamic_shifting=True).mean == pytest.approx(mean)
+    linear = flow(tokens, use_dynamic_shifting=True, time_shift_type="linear")
+    assert linear.mean == pytest.approx(math.log(mean))
+
+
+def test_the_ends_are_the_picture_and_the_noise():
+    picture, noise = torch.ones(2, 1, 1, 1), torch.full((2, 1, 1, 1), 5.0)
+    noisy = flow().add_noise(picture, noise, torch.tensor([0.0, 1000.0]))
+    assert noisy.flatten().tolist() == [1.0, 5.0]
+    assert flow().target(picture, noise, torch.tensor([0.0, 1000.0])).flatten().tolist() == [4.0, 4.0]
