@@ -74,11 +74,13 @@ class Examples:
     """Pictures of a concept, one prompt and one source each.
 
     `images` is float32 [n, 3, h, w] in [0, 1]; `sources` are file names or other words on where each picture is from.
+    `name` is what the prompts call it, if they do: an adaptation with a word of its own puts that in its place.
     """
 
     images: Tensor
     prompts: tuple[str, ...]
     sources: tuple[str, ...]
+    name: str = ""
 
     def __post_init__(self) -> None:
         images = self.images
@@ -138,7 +140,10 @@ class Examples:
     def take(self, indices: Sequence[int]) -> "Examples":
         """The examples at `indices`, in that order."""
         return Examples(
-            self.images[list(indices)], tuple(self.prompts[i] for i in indices), tuple(self.sources[i] for i in indices)
+            self.images[list(indices)],
+            tuple(self.prompts[i] for i in indices),
+            tuple(self.sources[i] for i in indices),
+            self.name,
         )
 
     def split(self, *sizes: int, seed: int) -> "tuple[Examples, ...]":
@@ -161,8 +166,9 @@ class Examples:
         return tuple(hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest() for image in self.images.cpu())
 
     def digest(self) -> str:
-        """SHA-256 of the pixels and the prompts, in order. Sources do not count: a renamed file is the same picture."""
-        content = [list(self.images.shape), self.image_digests(), self.prompts]
+        """SHA-256 of the pixels, the prompts in order and the name in them. Sources do not count: a renamed file is the
+        same picture."""
+        content = [list(self.images.shape), self.image_digests(), self.prompts, *([self.name] if self.name else [])]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

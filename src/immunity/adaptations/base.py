@@ -123,7 +123,10 @@ class Adaptation(ABC):
         `keep`: a folder for what takes long to make, so that it is made once.
         """
         if not self.captions:
-            examples = dataclasses.replace(examples, prompts=self.named(examples.prompts))
+            prompts = examples.prompts
+            if examples.name:
+                prompts = tuple(self.asking(prompt, name=examples.name) for prompt in prompts)
+            examples = dataclasses.replace(examples, prompts=self.named(prompts))
         return Batches.encode(
             model,
             examples,

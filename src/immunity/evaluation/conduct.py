@@ -156,7 +156,10 @@ class Conductor:
 
     def _questions(self, key: CellKey) -> _Questions:
         attacked = self.plan.arm(key.arm).role not in ("base", "erased")
-        prompts = self.laboratory.panel.questions(key.subject, self.laboratory.study.pictures, attacked=attacked)
+        study = self.laboratory.study
+        prompts = self.laboratory.panel.questions(key.subject, study.pictures, attacked=attacked)
+        if attacked:
+            prompts = tuple(study.attack.asking(prompt, name=key.subject) for prompt in prompts)
         return _Questions(prompts, self.laboratory.picture_seeds(key, "ask", len(prompts)))
 
     def _look_before(self, key: CellKey, questions: _Questions) -> _Before:

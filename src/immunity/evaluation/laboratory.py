@@ -75,7 +75,7 @@ class Laboratory:
             alone=key.subject != key.concept,
         )
         if not isinstance(source, ToDraw):
-            return source
+            return dataclasses.replace(source, name=name)
         prompts = source.prompts
         seeds = [derived_seed(self.study.seed, name, seed, purpose, i) % 2**32 for i in range(len(prompts))]
 
@@ -94,4 +94,5 @@ class Laboratory:
         }
         if source.captions is not None:
             recipe["captions"] = source.captions
-        return self.store.pictures(f"{name}-{seed}-{purpose}", recipe, size=self.model.resolution, make=make)
+        made = self.store.pictures(f"{name}-{seed}-{purpose}", recipe, size=self.model.resolution, make=make)
+        return dataclasses.replace(made, name=name)

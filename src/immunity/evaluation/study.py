@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from immunity.adaptations import AnyAdaptation
-from immunity.adaptations.base import Adaptation, described
+from immunity.adaptations import AnyAdaptation, Foreseen
+from immunity.adaptations.base import described
 from immunity.checks import at_least
 from immunity.erasers import AnyEraser, Esd
 from immunity.errors import ImmunityError
@@ -60,7 +60,7 @@ class Study:
     """By the name of the arm. The first is the one that the report is about."""
     baselines: Mapping[str, AnyImmunizer] = field(default_factory=dict)
     """Changes that are not expected to help. A `RandomPerturbation` may be `like` a defence, by the name of its arm."""
-    against: Mapping[str, Adaptation] = field(default_factory=dict)
+    against: Mapping[str, Foreseen] = field(default_factory=dict)
     """What a defence or a baseline expects, by the name of its arm, where that is not the attack itself."""
     benign: tuple[str, ...] = ()
     """Unrelated subjects that the same attack is to teach, without and with the defences."""
@@ -122,7 +122,7 @@ class Study:
         """What makes the model of a defence's or a baseline's arm."""
         return self.defences[arm] if arm in self.defences else self.baselines[arm]
 
-    def foreseen(self, arm: str) -> Adaptation:
+    def foreseen(self, arm: str) -> Foreseen:
         """The attack against which a defence's or a baseline's arm is made."""
         return self.against.get(arm, self.attack)
 

@@ -152,6 +152,7 @@ class World:
             self._tiles(rows),
             (prompt,) * len(rows),
             tuple(f"{self.name}/{row['object']}/{row['style']}" for row in rows),
+            concept,
         )
 
     def _tiles(self, rows: Sequence[dict[str, Any]]) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from immunity import Concept, Delta, Examples, FolderBench, ImmunityError, Subject, Uce, load
-from immunity.adaptations import Lora
+from immunity.adaptations import Lora, Mixture, TextualInversion
 from immunity.evaluation import conduct, report
 from immunity.evaluation.records import CellKey, Run
 from immunity.evaluation.store import Store
@@ -273,3 +273,14 @@ def test_a_run_is_described_in_full(records):
     assert list(run.deltas) == ["erase", "immunize", "attack"]
     assert cell(records, "control").run.method == ""
     assert cell(records, "base").run.deltas == cell(records, "base").run.attack == {}
+
+
+def test_an_attacker_with_a_word_of_their_own_learns_and_asks_by_it(toy, tmp_path):
+    """And so does the defence that expects them, of each in a mixture by theirs."""
+    attack = TextualInversion(steps=2, captions=(), token="<new>")
+    study = tiny_study.short(toy, attack=attack, against={"imma": Mixture(of=(attack, Lora(lr=1e-2)))})
+    records = study.run(tmp_path, progress=False)
+    assert cell(records, "control").prompts == ("a <new>, noto", "a <new>, blob")
+    assert cell(records, "base").prompts == ("a church, noto", "a church, blob")
+    assert list(cell(records, "control").run.deltas) == ["attack"]
+    assert list(cell(records, "imma").run.deltas) == ["immunize", "attack"]
