@@ -180,6 +180,10 @@ class Delta:
         """What a model's `parents` grow by when this is applied."""
         return self.provenance.composed or (self.hash,)
 
+    def on(self, model: Patchable) -> "Delta":  # noqa: ARG002 (as of the files of others, which depend on the model)
+        """Itself, whatever the model."""
+        return self
+
     def apply(self, model: Patchable, *, check: bool = True) -> "Undo":
         """Writes the new values into `model` in place; the answer's `revert()` puts the old ones back, bit for bit.
 

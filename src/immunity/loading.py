@@ -3,12 +3,15 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import torch
 
-from immunity.deltas import Delta
 from immunity.errors import ImmunityError
+from immunity.files import Change, read_change
+from immunity.files.checkpoints import convert
+from immunity.files.inside import check_all_inside
 from immunity.models import AnyModel, DiffusionModel
 from immunity.models.folders import pipeline_of
 from immunity.worlds import WORLDS, World
@@ -32,26 +35,46 @@ _HUB_FILES = [
 def load(
     source: str | Path,
     *,
-    deltas: Sequence[Delta | str | Path] = (),
+    deltas: Sequence[Change | str | Path] = (),
     device: str = "cpu",
     dtype: str = "float32",
     vae_dtype: str = "float32",
+    config: str | Path | None = None,
 ) -> DiffusionModel:
     """The model of a diffusers folder, of a world by its name ("emoji") or of a hub id, with `deltas` applied in order.
+
+    `deltas` may be files, of this package or of other programs (docs/files.md). The source may also be a whole model in
+    one file (.safetensors, .ckpt); `config` is then where the settings come from that it does not have: see `convert`.
 
     The family follows from the folder's model_index.json. `dtype` is that of the denoiser and the text encoders. The
     autoencoder has its own, as half precision makes it overflow. An existing folder wins over a world or hub id of the
     same name.
     """
     where = _device(device)
-    loaded = [delta if isinstance(delta, Delta) else Delta.load(delta) for delta in deltas]
-    folder = _folder(source)
+    loaded = [read_change(delta) if isinstance(delta, str | Path) else delta for delta in deltas]
+    with TemporaryDirectory(prefix="immunity-") as scratch:
+        folder = _folder(source)
+        if folder.is_file():
+            folder = convert(folder, Path(scratch) / "model", config=config)
+        elif config is not None:
+            raise ImmunityError(
+                expected="a whole model in one file, where settings are given for it",
+                got=str(source),
+                remedy="leaving the settings (--config) out",
+            )
+        else:
+            check_all_inside(folder)
+        model = _from_folder(folder, name=_name(source), device=where, dtype=dtype, vae_dtype=vae_dtype)
+    for delta in loaded:
+        delta.on(model).apply(model)
+    return model
+
+
+def _from_folder(folder: Path, *, name: str, device: torch.device, dtype: str, vae_dtype: str) -> DiffusionModel:
     found = pipeline_of(folder, supported={pipeline: family.family for pipeline, family in FAMILIES.items()})
     model: DiffusionModel = FAMILIES[found].from_folder(
-        folder, name=_name(source), device=where, dtype=_dtype(dtype), vae_dtype=_dtype(vae_dtype)
+        folder, name=name, device=device, dtype=_dtype(dtype), vae_dtype=_dtype(vae_dtype)
     )
-    for delta in loaded:
-        delta.apply(model)
     return model
 
 
@@ -69,7 +92,7 @@ def _folder(source: str | Path) -> Path:
     if _HUB_ID.fullmatch(source):
         return _from_hub(source)
     raise ImmunityError(
-        expected="a diffusers folder, a world, or a hub id",
+        expected="a diffusers folder, a whole model in one file, a world, or a hub id",
         got=f"{source!r}, which is none of them",
         remedy=f"a path that exists, one of {', '.join(WORLDS)}, or owner/name",
     )

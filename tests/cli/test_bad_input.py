@@ -119,7 +119,7 @@ def models(place, sd1) -> dict[str, Path]:
     ("name", "message"),
     [
         ("empty", "without model_index.json"),
-        ("model.ckpt", "from_single_file"),
+        ("model.ckpt", "a file of tensors"),
         ("other", "FluxPipeline"),
         ("broken", "readable model_index.json"),
         ("parts", "the folder unet"),

@@ -24,9 +24,13 @@ class ModelOptions:
     """Which model, and where it runs."""
 
     model: str
-    """A diffusers folder, a world (emoji), or a hub id (owner/name)."""
+    """A diffusers folder, a world (emoji), a hub id (owner/name), or a whole model in one .safetensors or .ckpt."""
     deltas: tuple[Path, ...] = ()
-    """Deltas to apply to it, in order: files, or folders that adapt wrote."""
+    """What to apply to it, in order: deltas, folders that adapt wrote, adapters of other programs (LoRA, LoHa, LoKr),
+    or weights as ESD and IMMA publish them."""
+    config: str | None = None
+    """For a model in one file: a diffusers folder of the same family, for the sizes, words and sampler that the file
+    does not have; or the hub id of one, to be downloaded. Without it the hub's cache is searched."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -35,19 +39,21 @@ class ModelOptions:
     def load(self) -> "DiffusionModel":
         from immunity.loading import load
 
-        return load(self.model, deltas=self._files(), device=self.device, dtype=self.dtype)
+        return load(self.model, deltas=self._files(), device=self.device, dtype=self.dtype, config=self.config)
 
     def load_base(self) -> "LoadedBase":
         """The model without its deltas, which have been tried on it."""
-        from immunity.deltas import Delta
+        from immunity.files import read_change
         from immunity.loading import load
 
-        deltas = tuple(Delta.load(path) for path in self._files())
-        model = load(self.model, device=self.device, dtype=self.dtype)
+        changes = [read_change(path) for path in self._files()]
+        model = load(self.model, device=self.device, dtype=self.dtype, config=self.config)
+        deltas: list[Delta] = []
         with ExitStack() as trial:
-            for delta in deltas:
-                trial.enter_context(delta.applied(model))
-        return LoadedBase(model, deltas)
+            for change in changes:
+                deltas.append(change.on(model))
+                trial.enter_context(deltas[-1].applied(model))
+        return LoadedBase(model, tuple(deltas))
 
     def world(self) -> "World | None":
         """The world that the model is of, if its name says so."""
@@ -58,7 +64,7 @@ class ModelOptions:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """What is read and must not be replaced by a result."""
-        return (Path(self.model), *self.deltas)
+        return (Path(self.model), *self.deltas, *([Path(self.config)] if self.config is not None else []))
 
     def _files(self) -> list[Path]:
         inside = [path / DELTA_FILE for path in self.deltas]

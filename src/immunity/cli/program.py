@@ -26,7 +26,7 @@ COMMANDS = {
         "study",
         "Show the whole story on the embedded world: erased, relearned, immunized, relearned less, reported.",
     ),
-    "info": Command("models", "Tell what a model, a world or a delta is."),
+    "info": Command("models", "Tell what a model, a world or a file is: what it changes, and where it comes from."),
     "erase": Command("methods", "Remove concepts from a model's weights: a delta, one .safetensors file."),
     "adapt": Command(
         "methods",

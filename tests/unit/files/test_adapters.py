@@ -1,0 +1,303 @@
+"""Adapters of every layout against the formulas that their kinds are published with."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from immunity import Delta, ImmunityError
+from immunity.files import Adapter, read
+
+from tests.stub_unet import stub
+
+BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+TO_K, TO_OUT, CONV = f"{BLOCK}.to_k", f"{BLOCK}.to_out.0", "down_blocks.1.resnets.0.conv1"
+TEXT = "encoder.layers.0.self_attn.q_proj"
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def kohya(path: str) -> str:
+    return f"lora_unet_{path.replace('.', '_')}"
+
+
+@pytest.fixture
+def model():
+    return stub()
+
+
+@pytest.fixture
+def merged(model, tmp_path):
+    """Writes the tensors, reads them as what they are, and answers with the change of each parameter."""
+
+    def merge(tensors, *, metadata=None, on=model) -> dict[str, torch.Tensor]:
+        save_file(tensors, tmp_path / "adapter.safetensors", metadata=metadata)
+        adapter = read(tmp_path / "adapter.safetensors")
+        assert isinstance(adapter, Adapter)
+        merge.adapter = adapter
+        delta = adapter.on(on)
+        assert delta.provenance.config["layout"] == adapter.layout
+        with delta.applied(on):
+            pass
+        return {name: value - on.theta[name].detach() for name, value in delta.tensors.items()}
+
+    return merge
+
+
+def close(value, expected) -> bool:
+    return torch.allclose(value, expected, atol=1e-5)
+
+
+def pair(rank: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    return noise(rank, 12), noise(16, rank)
+
+
+@pytest.mark.parametrize(
+    ("layout", "down", "up"),
+    [
+        ("diffusers", f"unet.{TO_K}.lora_A.weight", f"unet.{TO_K}.lora_B.weight"),
+        (
+            "diffusers",
+            f"base_model.model.{TO_K}.lora_A.default.weight",
+            f"base_model.model.{TO_K}.lora_B.default.weight",
+        ),
+        ("old diffusers", f"unet.{TO_K}.lora.down.weight", f"unet.{TO_K}.lora.up.weight"),
+        (
+            "old diffusers",
+            f"unet.{BLOCK}.processor.to_k_lora.down.weight",
+            f"unet.{BLOCK}.processor.to_k_lora.up.weight",
+        ),
+        ("old diffusers", f"{BLOCK}.processor.to_k_lora.down.weight", f"{BLOCK}.processor.to_k_lora.up.weight"),
+        ("kohya", f"{kohya(TO_K)}.lora_down.weight", f"{kohya(TO_K)}.lora_up.weight"),
+    ],
+)
+def test_lora_without_alpha_has_a_scale_of_one(merged, layout, down, up):
+    a, b = pair()
+    found = merged({down: a, up: b})
+    assert merged.adapter.layout == layout
+    assert found.keys() == {f"unet.{TO_K}.weight"}
+    assert close(found[f"unet.{TO_K}.weight"], b @ a)
+
+
+def test_kohya_with_alpha_convolution_and_text_encoder(merged):
+    a, b = pair()
+    conv_a, conv_b = noise(2, 8, 3, 3), noise(16, 2, 1, 1)
+    text_a, text_b = noise(3, 12), noise(12, 3)
+    tensors = {}
+    for name, down, up, alpha in (
+        (kohya(TO_K), a, b, 1.0),
+        (kohya(CONV), conv_a, conv_b, 4.0),
+        (f"lora_te_text_model_{TEXT.replace('.', '_')}", text_a, text_b, 6.0),
+    ):
+        tensors |= {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": up,
+            f"{name}.alpha": torch.tensor(alpha),
+        }
+    found = merged(tensors, metadata={"ss_network_dim": "2", "ss_tag_frequency": "x" * 5000})
+    assert close(found[f"unet.{TO_K}.weight"], 0.5 * b @ a)
+    assert close(found[f"unet.{CONV}.weight"], 2 * torch.einsum("or,rihw->oihw", conv_b[..., 0, 0], conv_a))
+    assert close(found[f"text_encoder.{TEXT}.weight"], 2 * text_b @ text_a)
+    shown = merged.adapter.describe()
+    assert shown["adapter"] == "LoRA in the layout of kohya"
+    assert shown["changes"] == "1 layers of text_encoder, 2 layers of unet"
+    assert shown["layers"] == "1 convolution, 1 cross-attention, 1 self-attention"
+    assert (shown["rank"], shown["alpha"], shown["ss_network_dim"]) == ("2, 3", "1, 4, 6", "2")
+    assert "ss_tag_frequency" not in shown
+
+
+def test_names_by_number_and_a_kernel_between(merged):
+    down, mid, up = noise(2, 8, 1, 1), noise(2, 2, 3, 3), noise(16, 2, 1, 1)
+    name = "lora_unet_input_blocks_3_0_in_layers_2"
+    found = merged({f"{name}.lora_down.weight": down, f"{name}.lora_mid.weight": mid, f"{name}.lora_up.weight": up})
+    expected = torch.nn.functional.conv2d(  # what the three layers do to a single bright pixel, one input at a time
+        torch.nn.functional.conv2d(torch.eye(8).reshape(8, 8, 1, 1), down), mid.flip(2, 3), padding=2
+    )
+    expected = torch.nn.functional.conv2d(expected, up).transpose(0, 1)
+    assert close(found[f"unet.{CONV}.weight"], expected)
+
+
+def test_dora_by_outputs_and_by_inputs(merged, model):
+    a, b = pair()
+    weight = model.theta[f"unet.{TO_K}.weight"].detach()
+    whole = weight + b @ a
+    lora = {f"{kohya(TO_K)}.lora_down.weight": a, f"{kohya(TO_K)}.lora_up.weight": b}
+    for shape, axis in (((16, 1), 1), ((1, 12), 0)):
+        magnitude = noise(*shape).abs()
+        found = merged({**lora, f"{kohya(TO_K)}.dora_scale": magnitude})
+        expected = magnitude * whole / whole.norm(dim=axis, keepdim=True)
+        assert close(found[f"unet.{TO_K}.weight"], expected - weight)
+    magnitude = noise(16).abs()
+    peft = {f"unet.{TO_K}.lora_{end}.weight": value for end, value in (("A", a), ("B", b))}
+    found = merged({**peft, f"unet.{TO_K}.lora_magnitude_vector": magnitude})
+    assert close(found[f"unet.{TO_K}.weight"], magnitude[:, None] * whole / whole.norm(dim=1, keepdim=True) - weight)
+
+
+def hada(name: str, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"{name}.hada_{role}": value for role, value in tensors.items()}
+
+
+def test_loha_linear_and_tucker(merged):
+    w1_a, w1_b, w2_a, w2_b = noise(16, 2), noise(2, 12), noise(16, 2, seed=1), noise(2, 12, seed=1)
+    linear = hada(kohya(TO_K), w1_a=w1_a, w1_b=w1_b, w2_a=w2_a, w2_b=w2_b)
+    found = merged({**linear, f"{kohya(TO_K)}.alpha": torch.tensor(1.0)})
+    assert merged.adapter.describe()["adapter"] == "LoHa in the layout of LyCORIS"
+    assert close(found[f"unet.{TO_K}.weight"], 0.5 * (w1_a @ w1_b) * (w2_a @ w2_b))
+    t1, t2 = noise(2, 2, 3, 3), noise(2, 2, 3, 3, seed=1)
+    a1, b1, a2, b2 = noise(2, 16), noise(2, 8), noise(2, 16, seed=1), noise(2, 8, seed=1)
+    found = merged(hada(kohya(CONV), t1=t1, w1_a=a1, w1_b=b1, t2=t2, w2_a=a2, w2_b=b2))
+    first, second = (
+        sum(t[i, j] * a[i][:, None, None, None] * b[j][None, :, None, None] for i in range(2) for j in range(2))
+        for t, a, b in ((t1, a1, b1), (t2, a2, b2))
+    )
+    assert close(found[f"unet.{CONV}.weight"], first * second)
+
+
+def test_lokr_whole_low_rank_convolution_and_tucker(merged):
+    def lokr(path: str, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {f"{kohya(path)}.lokr_{role}": value for role, value in tensors.items()}
+
+    alpha = {f"{kohya(TO_K)}.alpha": torch.tensor(8.0), f"{kohya(CONV)}.alpha": torch.tensor(8.0)}
+    w1, w2 = noise(4, 3), noise(4, 4)
+    found = merged({**lokr(TO_K, w1=w1, w2=w2), f"{kohya(TO_K)}.alpha": torch.tensor(8.0)})
+    assert close(found[f"unet.{TO_K}.weight"], torch.kron(w1, w2)), "there is no rank, so no scale"
+    a, b = noise(4, 2), noise(2, 4)
+    conv_1, conv_a, conv_b = noise(4, 2), noise(4, 2), noise(2, 4 * 9)
+    found = merged({**lokr(TO_K, w1=w1, w2_a=a, w2_b=b), **lokr(CONV, w1=conv_1, w2_a=conv_a, w2_b=conv_b), **alpha})
+    assert close(found[f"unet.{TO_K}.weight"], 4 * torch.kron(w1, a @ b))
+    kernel = (conv_a @ conv_b).reshape(4, 4, 3, 3)
+    assert close(found[f"unet.{CONV}.weight"], 4 * torch.kron(conv_1[:, :, None, None], kernel))
+    core, core_a, core_b = noise(2, 2, 3, 3), noise(2, 4), noise(2, 4, seed=1)
+    w1_a, w1_b = noise(4, 2), noise(2, 2)
+    found = merged(lokr(CONV, w1_a=w1_a, w1_b=w1_b, t2=core, w2_a=core_a, w2_b=core_b))
+    kernel = sum(
+        core[i, j] * core_a[i][:, None, None, None] * core_b[j][None, :, None, None] for i in range(2) for j in range(2)
+    )
+    assert close(found[f"unet.{CONV}.weight"], torch.kron((w1_a @ w1_b)[:, :, None, None], kernel))
+
+
+def test_full_differences_of_weights_biases_and_norms(merged):
+    whole, bias, norm = noise(16, 16), noise(16), noise(8)
+    name, normed = kohya(TO_OUT), kohya("down_blocks.0.resnets.0.norm1")
+    found = merged(
+        {f"{name}.diff": whole, f"{name}.diff_b": bias, f"{normed}.w_norm": norm, f"{normed}.b_norm": norm + 0}
+    )
+    assert close(found[f"unet.{TO_OUT}.weight"], whole)
+    assert close(found[f"unet.{TO_OUT}.bias"], bias)
+    assert close(found["unet.down_blocks.0.resnets.0.norm1.weight"], norm)
+    assert close(found["unet.down_blocks.0.resnets.0.norm1.bias"], norm)
+
+
+def test_the_settings_of_peft_give_the_scale(model, merged, tmp_path):
+    folder = tmp_path / "a folder with 'quotes\" and spaces"
+    folder.mkdir()
+    a, b = pair(4)
+    to_v = TO_K.replace("to_k", "to_v")
+    save_file(
+        {
+            f"base_model.model.{path}.lora_{end}.weight": value
+            for path in (TO_K, to_v)
+            for end, value in (("A", a.clone()), ("B", b.clone()))
+        },
+        folder / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"attn2.to_v": 2}, "use_rslora": True}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    for path in (folder, folder / "adapter_model.safetensors"):
+        delta = read(path).on(model)
+        change = {name: value - model.theta[name].detach() for name, value in delta.tensors.items()}
+        assert close(change[f"unet.{TO_K}.weight"], 8 / 4**0.5 * b @ a)
+        assert close(change[f"unet.{to_v}.weight"], 2 / 4**0.5 * b @ a)
+    assert read(folder).describe()["adapter"] == "LoRA in the layout of PEFT"
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 2})}
+    found = merged({f"unet.{TO_K}.lora_{end}.weight": value for end, value in (("A", a), ("B", b))}, metadata=header)
+    assert close(found[f"unet.{TO_K}.weight"], 0.5 * b @ a), "diffusers writes them into the header"
+
+
+def test_a_lokr_of_peft_is_scaled_even_if_it_is_whole(model, tmp_path):
+    w1, w2 = noise(4, 3), noise(4, 4)
+    save_file(
+        {f"base_model.model.{TO_K}.lokr_w1": w1, f"base_model.model.{TO_K}.lokr_w2": w2},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", "r": 8, "alpha": 4}))
+    value = read(tmp_path).on(model).tensors[f"unet.{TO_K}.weight"]
+    assert close(value - model.theta[f"unet.{TO_K}.weight"].detach(), 0.5 * torch.kron(w1, w2))
+
+
+def test_half_precision_models_get_values_of_their_own_type(model, merged):
+    a, b = pair()
+    for value in model.theta.values():
+        value.data = value.data.half()
+    save = {f"unet.{TO_K}.lora_A.weight": a.bfloat16(), f"unet.{TO_K}.lora_B.weight": b.bfloat16()}
+    merged(save)
+    (value,) = merged.adapter.on(model).tensors.values()
+    assert value.dtype == torch.float16
+
+
+def test_the_delta_of_an_adapter_is_reverted_exactly_and_knows_its_parents(model, merged):
+    a, b = pair()
+    merged({f"unet.{TO_K}.lora_A.weight": a, f"unet.{TO_K}.lora_B.weight": b})
+    first = merged.adapter.on(model)
+    before = model.theta[f"unet.{TO_K}.weight"].detach().clone()
+    with first.applied(model):
+        second = merged.adapter.on(model)
+        assert second.provenance.parents == (first.hash,)
+        assert close(second.tensors[f"unet.{TO_K}.weight"] - before, 2 * b @ a), "of the model as it stands"
+    assert torch.equal(model.theta[f"unet.{TO_K}.weight"], before)
+    assert isinstance(first, Delta)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({f"unet.{TO_K}.lora_A.weight": noise(2, 12)}, "down, which is not all that a layer needs"),
+        ({f"{kohya(TO_K)}.alpha": noise(1), f"{kohya(TO_K)}.lora_down.weight": noise(2, 12)}, "not all"),
+        ({f"unet.{TO_K}.lora_A.weight": noise(2, 9), f"unet.{TO_K}.lora_B.weight": noise(16, 2)}, "16 × 9"),
+        ({f"unet.{TO_K}.lora_A.weight": noise(2, 12), f"unet.{TO_K}.lora_B.weight": noise(16, 3)}, "-1 × 12"),
+        ({f"unet.{TO_K}.lora_A.weight": noise(12), f"unet.{TO_K}.lora_B.weight": noise(16)}, "-1 × -1"),
+        ({f"unet.{TO_K}x.lora_A.weight": noise(2, 12), f"unet.{TO_K}x.lora_B.weight": noise(16, 2)}, "does not have"),
+        ({f"{kohya(TO_K)}.lokr_w1": noise(400, 300), f"{kohya(TO_K)}.lokr_w2": noise(400, 400)}, "160000 × 120000"),
+        ({f"{BLOCK}.to_k.oft_R.weight": noise(2, 2)}, "OFT, which is not supported"),
+        ({f"{BLOCK}.to_k.lora_C.weight": noise(2), f"{BLOCK}.to_k.lora_A.weight": noise(2, 12)}, "1 other tensors"),
+        (
+            {f"unet.{TO_K}.lora_A.weight": noise(2, 12) / 0, f"unet.{TO_K}.lora_B.weight": noise(16, 2)},
+            "finite numbers",
+        ),
+        (
+            {
+                f"{kohya(TO_K)}.lora_down.weight": noise(2, 12).to(torch.int8),
+                f"{kohya(TO_K)}.lora_up.weight": noise(16, 2),
+            },
+            "whole numbers",
+        ),
+    ],
+)
+def test_adapters_that_cannot_be(model, tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ImmunityError, match=message):
+        read(tmp_path / "a.safetensors").on(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"peft_type": "OFT"}, "OFT in"),
+        ({"fan_in_fan_out": True, "r": 2}, "outputs first"),
+        ([], "not a JSON object"),
+        ({"r": 2, "lora_alpha": "many"}, "settings that cannot be read"),
+        ({"r": 2, "lora_alpha": 2, "alpha_pattern": [1]}, "settings that cannot be read"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, config, message):
+    a, b = pair()
+    save_file(
+        {f"base_model.model.{TO_K}.lora_A.weight": a, f"base_model.model.{TO_K}.lora_B.weight": b},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ImmunityError, match=message):
+        read(tmp_path)

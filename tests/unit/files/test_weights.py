@@ -1,0 +1,190 @@
+"""Published weights of ESD and IMMA, and learned tokens, as their programs write them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from immunity import Delta, ImmunityError
+from immunity.files import Embedding, Weights, read
+
+from tests.stub_unet import stub
+
+BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+
+
+@pytest.fixture
+def model():
+    return stub()
+
+
+@pytest.fixture
+def changed(model):
+    """New values of the cross-attention of one block, by the U-Net's own names."""
+    return {
+        name.removeprefix("unet."): value.detach() + 1
+        for name, value in model.theta.items()
+        if name.startswith(f"unet.{BLOCK}.")
+    }
+
+
+def nested(changed):
+    """ESD of 2023: a dictionary of modules, each a state dictionary."""
+    modules = {}
+    for name, value in changed.items():
+        path, kind = name.rsplit(".", 1)
+        modules.setdefault(f"unet.{path}", torch.nn.Module().state_dict())[kind] = value
+    return modules
+
+
+def imma(changed):
+    return {name: torch.nn.Parameter(value) for name, value in changed.items()}
+
+
+def numbered(changed):
+    prefix = "model.diffusion_model.input_blocks.3.1"
+    return {
+        "state_dict": {name.replace("down_blocks.1.attentions.0", prefix): value for name, value in changed.items()}
+    }
+
+
+@pytest.mark.parametrize("layout", [nested, imma, numbered, dict])
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt"])
+def test_pickled_weights(model, changed, tmp_path, layout, suffix):
+    torch.save(layout(changed), tmp_path / f"esd{suffix}")
+    weights = read(tmp_path / f"esd{suffix}")
+    assert isinstance(weights, Weights)
+    delta = weights.on(model)
+    assert {name.removeprefix("unet.") for name in delta.tensors} == set(changed)
+    assert all(torch.equal(value, changed[name.removeprefix("unet.")]) for name, value in delta.tensors.items())
+    delta.save(tmp_path / "delta.safetensors")
+    assert Delta.load(tmp_path / "delta.safetensors").provenance.config["file"] == f"esd{suffix}"
+
+
+def test_partial_safetensors_in_half_precision(model, changed, tmp_path):
+    save_file({name: value.half() for name, value in changed.items()}, tmp_path / "esd.safetensors")
+    weights = read(tmp_path / "esd.safetensors")
+    with weights.on(model).applied(model):
+        assert all(torch.equal(model.theta[f"unet.{name}"], value.half().float()) for name, value in changed.items())
+    shown = weights.describe()
+    assert shown["changes"] == "4 layers of unet"
+    assert shown["layers"] == "4 cross-attention"
+    assert shown["for"] == "Stable Diffusion 1.x or 2.x"
+
+
+def test_of_a_whole_unet_only_what_differs_is_kept(model, changed, tmp_path):
+    whole = {name.removeprefix("unet."): value.detach() for name, value in model.theta.items() if name[:5] == "unet."}
+    torch.save({**whole, **changed}, tmp_path / "unet.pt")
+    assert len(read(tmp_path / "unet.pt").on(model).tensors) == len(changed)
+    torch.save(whole, tmp_path / "same.pt")
+    with pytest.raises(ImmunityError, match="the values of stub itself"):
+        read(tmp_path / "same.pt").on(model)
+
+
+def test_linear_layers_and_convolutions_of_one_pixel_are_one(model, tmp_path):
+    name = "mid_block.attentions.0.proj_in.weight"
+    torch.save({name: model.theta[f"unet.{name}"].detach().flatten(1) + 1}, tmp_path / "linear.pt")
+    (value,) = read(tmp_path / "linear.pt").on(model).tensors.values()
+    assert torch.equal(value, model.theta[f"unet.{name}"].detach() + 1)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({f"{BLOCK}.to_k.weight": torch.zeros(16, 768)}, r"\[16, 12\]; got \[16, 768\]"),
+        ({f"{BLOCK}.to_k.weight": torch.zeros(9, 12)}, "none of this size"),
+        ({f"{BLOCK}.to_k.bias": torch.zeros(16)}, "none of this size"),
+        ({f"{BLOCK}.to_k.weight": torch.full((16, 12), torch.nan)}, "finite numbers"),
+        ({"down_blocks.7.attn2.to_k.weight": torch.zeros(1)}, "1 of 1 that it does not have"),
+    ],
+)
+def test_weights_that_do_not_fit(model, tmp_path, tensors, message):
+    torch.save(tensors, tmp_path / "esd.pt")
+    with pytest.raises(ImmunityError, match=message):
+        read(tmp_path / "esd.pt").on(model)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "what"),
+    [
+        (
+            {
+                "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1),
+                "first_stage_model.encoder.conv_in.weight": torch.zeros(1),
+            },
+            "a whole model in one file",
+        ),
+        ({"encoder.down.0.weight": torch.zeros(1)}, "an autoencoder: 1 tensors"),
+        ({"something.else": torch.zeros(3), "b.c": torch.zeros(1)}, "tensors of something else"),
+    ],
+)
+def test_what_is_no_change_says_what_it_seems_to_be(tmp_path, tensors, what):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(ImmunityError, match=what):
+        read(tmp_path / "x.safetensors")
+
+
+# Learned tokens
+
+
+def model_with(*encoders: tuple[str, str]) -> SimpleNamespace:
+    vocabularies = [SimpleNamespace(component=component, layout=layout) for component, layout in encoders]
+    return SimpleNamespace(vocabularies=lambda: vocabularies)
+
+
+ONE = model_with(("text_encoder", "clip_l"))
+BOTH = model_with(("text_encoder", "clip_l"), ("text_encoder_2", "clip_g"))
+
+
+def test_tokens_of_both_common_layouts(tmp_path):
+    vectors = torch.randn(2, 12)
+    a1111 = {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": vectors},
+        "name": "my church",
+        "step": 500,
+        "sd_checkpoint": "abc",
+    }
+    torch.save(a1111, tmp_path / "a.pt")
+    torch.save({"<church>": vectors[0]}, tmp_path / "learned_embeds.bin")
+    save_file({"<church>": vectors}, tmp_path / "learned_embeds.safetensors")
+    save_file({"emb_params": vectors}, tmp_path / "chapel.safetensors")
+    for name, token, rows in (
+        ("a.pt", "my church", vectors),
+        ("learned_embeds.bin", "<church>", vectors[:1]),
+        ("learned_embeds.safetensors", "<church>", vectors),
+        ("chapel.safetensors", "<chapel>", vectors),
+    ):
+        embedding = read(tmp_path / name)
+        assert isinstance(embedding, Embedding)
+        learned = embedding.learned(ONE)
+        assert learned.token == token
+        assert torch.equal(learned.rows["text_encoder"], rows)
+        assert embedding.learned(ONE, token="<x>").token == "<x>"
+        assert embedding.describe()["vectors"] == f"{len(rows)} of width one encoder 12"
+        with pytest.raises(ImmunityError, match="vectors for clip_l, clip_g"):
+            embedding.learned(BOTH)
+    assert read(tmp_path / "a.pt").describe()["sd_checkpoint"] == "abc"
+
+
+def test_tokens_of_two_text_encoders(tmp_path):
+    save_file({"clip_l": torch.zeros(1, 12), "clip_g": torch.ones(1, 20)}, tmp_path / "church.safetensors")
+    learned = read(tmp_path / "church.safetensors").learned(BOTH)
+    assert learned.token == "<church>"
+    assert {name: value.shape[1] for name, value in learned.rows.items()} == {"text_encoder": 12, "text_encoder_2": 20}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"string_to_param": {"*": torch.zeros(1, 4), "x": torch.zeros(1, 4)}},
+        {"<t>": torch.full((1, 4), torch.nan)},
+        {"<t>": torch.zeros(2000, 1)},
+        {"<t>": torch.zeros(2, 4, dtype=torch.int64)},
+    ],
+)
+def test_tokens_that_cannot_be(tmp_path, content):
+    torch.save(content, tmp_path / "t.pt")
+    with pytest.raises(ImmunityError, match="one learned token"):
+        read(tmp_path / "t.pt")
