@@ -13,7 +13,7 @@ from immunity.adaptations.words import Named
 from immunity.checks import at_least
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
-from immunity.models.vocabulary import LearnedToken, Vocabulary, extended
+from immunity.models.vocabulary import LearnedToken, NewWord, Vocabulary
 from immunity.optimize import derived_seed
 
 
@@ -58,25 +58,15 @@ class TokenRows(Attached):
             dtype = torch.float32 if table.dtype.itemsize < 4 else table.dtype
             rows = torch.empty(vectors, table.shape[1], dtype=dtype, device=table.device)
             self._phi[vocabulary.component] = nn.Parameter(rows, requires_grad=False)
-
-    @contextmanager
-    def inserted(self) -> Iterator[None]:
-        """The token is a word of the model in this block."""
-        self._inside = extended(self._model, self._token, self._phi)
-        self._inside.__enter__()
-        try:
-            yield
-        finally:
-            self._inside.__exit__(None, None, None)
+        self.word = NewWord(model, token, self._phi)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        self._inside.__exit__(None, None, None)
+        self.word.__exit__()
         try:
             yield
         finally:
-            self._inside = extended(self._model, self._token, self._phi)
-            self._inside.__enter__()
+            self.word.__enter__()
 
     def named(self) -> Mapping[str, nn.Parameter]:
         return self._phi
@@ -124,5 +114,5 @@ def new_rows(model: DiffusionModel, adaptation: NewToken, *, seed: int) -> Itera
     """The adaptation's token, newly initialised, as a word of the model for the length of a block."""
     phi = TokenRows(model, adaptation.token, vectors=adaptation.vectors, initialiser=adaptation.initialiser)
     phi.reset(seed)
-    with phi.inserted():
+    with phi.word:
         yield phi

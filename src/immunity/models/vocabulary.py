@@ -1,8 +1,7 @@
 """New words for a model: tokens whose vectors were learned, while they are part of its text encoders."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,57 +70,73 @@ def in_full(prompts: Sequence[str], tokenizer: Any) -> list[str]:
     return full
 
 
-@contextmanager
-def extended(model: "DiffusionModel", token: str, rows: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """The token is a word of the model in this block; `rows` has its vectors [n, width] by text encoder."""
-    with ExitStack() as stack:
+class NewWord:
+    """A token with vectors [n, width] for each text encoder: a word of the model inside `with`, time and again."""
+
+    def __init__(self, model: "DiffusionModel", token: str, rows: Mapping[str, nn.Parameter]) -> None:
+        self._taught: list[_Taught] = []
+        self._places: list[_Place] = []
         for vocabulary in model.vocabularies():
-            own = rows[vocabulary.component]
-            first = stack.enter_context(_more_words(vocabulary.tokenizer, names_of(token, len(own))))
-            stack.enter_context(_longer_table(model.components[vocabulary.component], first, own))
-        yield
+            own, encoder = rows[vocabulary.component], model.components[vocabulary.component]
+            taught = _teach(vocabulary.tokenizer, names_of(token, len(own)))
+            table: Any = encoder.get_input_embeddings()  # type: ignore[operator]
+            longer = ExtendedTable(table, taught.first, own).train(table.training)
+            self._taught.append(taught)
+            self._places += [
+                _Place(module, name, table, longer)
+                for module in encoder.modules()
+                for name, child in module.named_children()
+                if child is table
+            ]
+
+    def __enter__(self) -> None:
+        for taught in self._taught:
+            vars(taught.tokenizer).update(taught.after)
+        for place in self._places:
+            setattr(place.module, place.name, place.longer)
+
+    def __exit__(self, *_: object) -> None:
+        for place in self._places:
+            setattr(place.module, place.name, place.table)
+        for taught in self._taught:
+            vars(taught.tokenizer).clear()
+            vars(taught.tokenizer).update(taught.before)
 
 
-@contextmanager
-def _more_words(tokenizer: Any, names: Sequence[str]) -> Iterator[int]:
-    """Yields the number of the first of the names, which follow one another."""
-    taught = copy.deepcopy(tokenizer)
-    if any(len(tokenizer.tokenize(name)) < 2 for name in names) or taught.add_tokens(list(names)) < len(names):
+class _Place(NamedTuple):
+    """Where a module has a table."""
+
+    module: nn.Module
+    name: str
+    table: nn.Module
+    longer: ExtendedTable
+
+
+class _Taught(NamedTuple):
+    """A tokenizer's state without and with new words.
+
+    Tokenizers cannot forget. All who hold this one, pipelines among them, shall find it taught and then as it was, so
+    its state is exchanged for that of a copy that was taught.
+    """
+
+    tokenizer: Any
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    first: int
+    """The number of the first of the words, which follow one another."""
+
+
+def _teach(tokenizer: Any, names: Sequence[str]) -> _Taught:
+    copied = copy.deepcopy(tokenizer)
+    if any(len(tokenizer.tokenize(name)) < 2 for name in names) or copied.add_tokens(list(names)) < len(names):
         raise ImmunityError(
             expected="a token that is no word of the model yet",
             got=repr(names[0]),
             remedy=f"<{names[0].strip('<>')}-1>",
         )
-    numbers = taught.convert_tokens_to_ids(list(names))
+    numbers = copied.convert_tokens_to_ids(list(names))
     assert numbers == list(range(numbers[0], numbers[0] + len(names)))
-    # Tokenizers cannot forget. All who hold this one, pipelines among them, shall find it taught and then as it was, so
-    # its state is exchanged for that of its taught copy.
-    before = dict(vars(tokenizer))
-    vars(tokenizer).update(vars(taught))
-    try:
-        yield numbers[0]
-    finally:
-        vars(tokenizer).clear()
-        vars(tokenizer).update(before)
-
-
-@contextmanager
-def _longer_table(encoder: Any, first: int, rows: nn.Parameter) -> Iterator[None]:
-    table = encoder.get_input_embeddings()
-    places = [
-        (module, name)
-        for module in encoder.modules()
-        for name, child in vars(module)["_modules"].items()
-        if child is table
-    ]
-    longer = ExtendedTable(table, first, rows).train(table.training)
-    for module, name in places:
-        setattr(module, name, longer)
-    try:
-        yield
-    finally:
-        for module, name in places:
-            setattr(module, name, table)
+    return _Taught(tokenizer, dict(vars(tokenizer)), dict(vars(copied)), numbers[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +147,9 @@ class LearnedToken:
     rows: Mapping[str, Tensor]
     """Its vectors [n, width], by text encoder."""
 
-    @contextmanager
-    def known_to(self, model: "DiffusionModel") -> Iterator[None]:
-        """The token is a word of the model in this block."""
-        with extended(model, self.token, _rows_for(model, self)):
-            yield
+    def known_to(self, model: "DiffusionModel") -> NewWord:
+        """The token is a word of the model in a block: `with token.known_to(model):`."""
+        return NewWord(model, self.token, _rows_for(model, self))
 
     def files(self, model: "DiffusionModel") -> dict[str, dict[str, Tensor]]:
         """The files in which such tokens circulate, by name: for diffusers, and for programs that go by the name."""
