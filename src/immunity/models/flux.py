@@ -41,7 +41,7 @@ class FluxModel(PipelineModel):
 
     def _latent_shape(self) -> tuple[int, int, int]:
         # The denoiser is of no size; the autoencoder's configuration has that of the pictures it was trained on.
-        size = self._vae.config.sample_size // self._pixels
+        size = self._autoencoder.size
         return (self._denoiser.config.in_channels // self._patch**2, size, size)
 
     @property

@@ -84,6 +84,34 @@ def check_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[
     return present
 
 
+def read_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[str]) -> dict[str, Any]:
+    """The parts of a pipeline folder, and its scheduler: weights in float32, nothing for an optional part it lacks."""
+    with quiet_libraries():
+        import diffusers
+        import transformers
+
+        try:
+            present = check_parts(folder, parts, optional=optional)
+            scheduler = getattr(diffusers, read_index(folder)["scheduler"][1])
+            read = {"scheduler": scheduler.from_pretrained(folder / "scheduler", local_files_only=True)}
+            for part in present:
+                kind = getattr(transformers if part.startswith(("text", "token")) else diffusers, parts[part])
+                if part.startswith("tokenizer"):
+                    read[part] = kind.from_pretrained(folder / part, local_files_only=True)
+                else:
+                    read[part] = read_weights(kind, folder / part)
+                if part.startswith("text_encoder"):
+                    # T5 has two modules with one table between them: one module, so that words are added in one place.
+                    read[part].set_input_embeddings(read[part].get_input_embeddings())
+        except UNREADABLE as error:
+            raise ImmunityError(
+                expected="a complete diffusers folder with safetensors weights",
+                got=f"{folder} ({str(error).strip() or type(error).__name__})",
+                remedy="downloading it again, or saving it with pipe.save_pretrained(folder)",
+            ) from error
+    return read
+
+
 def read_weights(kind: Any, folder: Path) -> nn.Module:
     """A component in float32, whatever it is stored in, from safetensors only.
 

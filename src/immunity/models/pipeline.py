@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
+from immunity.models.autoencoder import Autoencoder
 from immunity.models.base import Conditioning, DiffusionModel, LatentDistribution, PartialSample, Progress
-from immunity.models.folders import UNREADABLE, check_parts, quiet_libraries, read_index, read_weights
+from immunity.models.folders import quiet_libraries, read_index, read_parts
 from immunity.models.groups import Group
 from immunity.models.noising import Noising
 from immunity.models.text import TextEncoder
@@ -63,18 +64,10 @@ class PipelineModel(DiffusionModel):
             if self.parts[part] == "T5EncoderModel" and dtype == torch.float16:
                 _spare_from_overflow(module)
         self._parts, self._settings = dict(parts), dict(settings)
-        self._denoiser, self._vae, self._scheduler = (
-            cast(Any, parts[part]) for part in (self.denoiser, "vae", "scheduler")
-        )
-        if self._vae.config.get("latents_mean") is not None:
-            raise ImmunityError(
-                expected="an autoencoder with one scale for all latents",
-                got=f"latents_mean in that of {name}",
-                remedy="a model with the family's usual autoencoder",
-            )
-        self._pixels = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        self._denoiser, self._scheduler = cast(Any, parts[self.denoiser]), cast(Any, parts["scheduler"])
+        self._autoencoder = Autoencoder(parts["vae"], name=name)
         self.latent_shape = self._latent_shape()
-        self.resolution = self.latent_shape[1] * self._pixels
+        self.resolution = self.latent_shape[1] * self._autoencoder.pixels
         self._noising = self._make_noising()
 
     @classmethod
@@ -88,32 +81,8 @@ class PipelineModel(DiffusionModel):
         vae_dtype: torch.dtype = torch.float32,
     ) -> Self:
         """Reads a folder of this family's pipeline; half precision is made float32 first, then `dtype`."""
-        with quiet_libraries():
-            import diffusers
-            import transformers
-
-            try:
-                present = check_parts(folder, cls.parts, optional=cls.optional)
-                index = read_index(folder)
-                parts = {
-                    "scheduler": getattr(diffusers, index["scheduler"][1]).from_pretrained(
-                        folder / "scheduler", local_files_only=True
-                    )
-                }
-                for part in present:
-                    library = transformers if part.startswith(("text", "token")) else diffusers
-                    kind = getattr(library, cls.parts[part])
-                    parts[part] = (
-                        kind.from_pretrained(folder / part, local_files_only=True)
-                        if part.startswith("tokenizer")
-                        else read_weights(kind, folder / part)
-                    )
-            except UNREADABLE as error:
-                raise ImmunityError(
-                    expected="a complete diffusers folder with safetensors weights",
-                    got=f"{folder} ({str(error).strip() or type(error).__name__})",
-                    remedy="downloading it again, or saving it with pipe.save_pretrained(folder)",
-                ) from error
+        parts = read_parts(folder, cls.parts, optional=cls.optional)
+        index = read_index(folder)
         settings = {key: value for key, value in index.items() if not (key.startswith("_") or isinstance(value, list))}
         return cls(name=name, parts=parts, settings=settings, device=device, dtype=dtype, vae_dtype=vae_dtype)
 
@@ -202,26 +171,17 @@ class PipelineModel(DiffusionModel):
         return self._encode(prompts)
 
     def latent_distribution(self, images: Tensor) -> LatentDistribution:
-        factor = self._pixels * self._patch
+        factor = self._autoencoder.pixels * self._patch
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
             raise ImmunityError(
                 expected=f"images [n, 3, h, w] with sides that are multiples of {factor}",
                 got=str(list(images.shape)),
                 remedy=f"resizing them to {self.resolution} × {self.resolution}",
             )
-        posterior = self._vae.encode(2 * images.to(self.device, self._vae.dtype) - 1).latent_dist
-        scale: float = self._vae.config.scaling_factor
-        return LatentDistribution((posterior.mean.float() - self._shift) * scale, posterior.std.float() * scale)
+        return self._autoencoder.distribution(images)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
-        scaled = latents.to(self.device, self._vae.dtype) / self._vae.config.scaling_factor + self._shift
-        decoded: Tensor = self._vae.decode(scaled).sample
-        return (decoded.float() / 2 + 0.5).clamp(0, 1)
-
-    @property
-    def _shift(self) -> float:
-        """Of the autoencoder's latents, before they are scaled."""
-        return self._vae.config.get("shift_factor") or 0.0
+        return self._autoencoder.decode(latents)
 
     def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
         return self._noising.sample_times(n, generator)

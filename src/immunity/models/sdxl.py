@@ -49,7 +49,7 @@ class SdxlModel(UNetModel):
 
     def _added(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         assert conditioning.pooled is not None
-        height, width = (side * self._pixels for side in noisy.shape[2:])
+        height, width = (side * self._autoencoder.pixels for side in noisy.shape[2:])
         # Original size, corner of the crop, target size.
         sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype, device=self.device)
         return {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": sizes.repeat(len(noisy), 1)}

@@ -1,0 +1,42 @@
+"""Between pictures and latents: the autoencoders of all families, which differ in two numbers."""
+
+from typing import Any
+
+from torch import Tensor
+
+from immunity.errors import ImmunityError
+from immunity.models.base import LatentDistribution
+
+
+class Autoencoder:
+    """A pipeline's autoencoder, with its latents shifted and scaled as the denoiser takes them."""
+
+    def __init__(self, vae: Any, *, name: str) -> None:
+        if vae.config.get("latents_mean") is not None:
+            raise ImmunityError(
+                expected="an autoencoder with one scale for all latents",
+                got=f"latents_mean in that of {name}",
+                remedy="a model with the family's usual autoencoder",
+            )
+        self._vae = vae
+        self._scale: float = vae.config.scaling_factor
+        self._shift: float = vae.config.get("shift_factor") or 0.0
+        self.pixels: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        """Height and width of a latent."""
+
+    @property
+    def size(self) -> int:
+        """Height and width, in latents, of the pictures that it was trained on."""
+        size: int = self._vae.config.sample_size
+        return size // self.pixels
+
+    def distribution(self, images: Tensor) -> LatentDistribution:
+        posterior = self._vae.encode(2 * images.to(self._vae.device, self._vae.dtype) - 1).latent_dist
+        return LatentDistribution(
+            (posterior.mean.float() - self._shift) * self._scale, posterior.std.float() * self._scale
+        )
+
+    def decode(self, latents: Tensor) -> Tensor:
+        scaled = latents.to(self._vae.device, self._vae.dtype) / self._scale + self._shift
+        decoded: Tensor = self._vae.decode(scaled).sample
+        return (decoded.float() / 2 + 0.5).clamp(0, 1)
