@@ -1,15 +1,16 @@
 """Puts the tables of finished and unfinished studies into docs/results.md, and the short one into the README.
 
-    python studies/publish.py runs/relearning/objects runs/relearning/styles …
+    python studies/publish.py runs/relearning/objects runs/relearning/styles runs/transfer …
 
-Each argument is a folder of records. The first is the one that the README shows. No figure is ever typed.
+Each argument is a folder of records, or one that holds several studies: then a matrix of their defences comes first.
+The README shows the first. No figure is ever typed.
 """
 
 import argparse
 import re
 from pathlib import Path
 
-from immunity.evaluation.markdown import summary, tables
+from immunity.evaluation.markdown import matrix, summary, tables
 from immunity.evaluation.records import RecordFolder, Records
 
 ROOT = Path(__file__).parents[1]
@@ -33,18 +34,36 @@ def readme(records: Records, study: str) -> str:
     )
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """The folder itself, or the studies in it."""
+    if (folder / "study.json").exists():
+        return [folder]
+    return sorted(file.parent for file in folder.glob("*/study.json"))
+
+
+def page(folder: Path) -> str:
+    found = {each.name: RecordFolder(each).read() for each in folders_in(folder)}
+    begun = {name: records for name, records in found.items() if records.finished}
+    text = "\n".join(tables(records) for records in begun.values())
+    if len(found) < 2:
+        return text
+    metrics = [m for m in next(iter(begun.values())).plan.metrics if m.kind == "similarity"]
+    over = [f"### MSGR by {m.title}\n\n{matrix(begun, m.name)}" for m in metrics]
+    return "\n".join([f"## {folder.name}: all studies\n", *over, text])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders of records, e.g. runs/relearning/objects")
     folders = parser.parse_args().folders
-    found = [RecordFolder(folder).read() for folder in folders]
     head = HEAD.format(folders=" ".join(map(str, folders)))
-    (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(tables, found)]), encoding="utf-8")
-    page = ROOT / "README.md"
-    study = folders[0].name if (ROOT / "studies" / f"{folders[0].name}.py").exists() else folders[0].parent.name
-    block = readme(found[0], study)
-    text = BLOCK.sub(lambda m: m[1] + block + m[2], page.read_text(encoding="utf-8"))
-    page.write_text(text, encoding="utf-8")
+    (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(page, folders)]), encoding="utf-8")
+    first = folders_in(folders[0])[0]
+    study = first.name if (ROOT / "studies" / f"{first.name}.py").exists() else first.parent.name
+    block = readme(RecordFolder(first).read(), study)
+    front = ROOT / "README.md"
+    text = BLOCK.sub(lambda m: m[1] + block + m[2], front.read_text(encoding="utf-8"))
+    front.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

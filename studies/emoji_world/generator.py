@@ -105,7 +105,7 @@ class Pictures:
 def train(
     work: Path,
     *,
-    steps: int = 6000,
+    steps: int = 6200,
     batch: int = 32,
     rate: float = 6e-4,
     seed: int = 4,

@@ -1,7 +1,7 @@
 """A study's figures as Markdown tables, for a model card or a page of results. Reads nothing but the records."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
@@ -43,6 +43,29 @@ def tables(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
 def summary(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
     """The table of all arms alone."""
     return _arms(_compared(records, draws=draws, random_seed=random_seed))
+
+
+def matrix(studies: Mapping[str, Records], metric: str, *, draws: int = 2000, random_seed: int = 0) -> str:
+    """Who protects against what: a row for each defence, a column for each study, MSGR by one metric in the cells.
+
+    Studies of which nothing can be compared yet are left out.
+    """
+    found: dict[str, dict[str, str]] = {}
+    titles: dict[str, str] = {}
+    columns = []
+    for name, records in studies.items():
+        try:
+            arms = _compared(records, draws=draws, random_seed=random_seed)
+        except ImmunityError:
+            continue
+        columns.append(name)
+        for compared in arms:
+            arm = compared[0].arm
+            titles.setdefault(arm.name, arm.title)
+            value = statistics.msgr([of.summaries[metric].sgr_mean for of in compared])
+            found.setdefault(arm.name, {})[name] = _estimate(value)
+    rows = [[titles[arm], *(found[arm].get(name, "—") for name in columns)] for arm in sorted(found)]
+    return _table(["made against ↓, attacked by →", *columns], rows)
 
 
 def _compared(records: Records, *, draws: int, random_seed: int) -> list[list[Comparison]]:

@@ -39,6 +39,10 @@ class Measurement:
                 typed_json.dumps(self, format="immunity.measurement", version=VERSION), encoding="utf-8"
             )
 
+    @classmethod
+    def load(cls, path: Path) -> "Measurement":
+        return typed_json.read(cls, path, format="immunity.measurement", version=VERSION)
+
     def table(self) -> str:
         """One row a picture, then mean and standard deviation."""
         width = max(map(len, (*self.pictures, "standard deviation")))

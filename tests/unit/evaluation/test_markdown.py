@@ -4,7 +4,7 @@ import pytest
 
 from immunity import ImmunityError
 from immunity.evaluation.comparison import compare
-from immunity.evaluation.markdown import tables, write_tables
+from immunity.evaluation.markdown import matrix, tables, write_tables
 from immunity.evaluation.records import RecordFolder
 from immunity.evaluation.report import percent
 
@@ -54,6 +54,17 @@ def test_it_is_written_once(records, tmp_path):
     assert out.read_text(encoding="utf-8") == tables(records, draws=50)
     with pytest.raises(ImmunityError, match="--force"):
         write_tables(records.folder, out)
+
+
+def test_a_matrix_has_a_row_for_each_defence_and_a_column_for_each_study(records, tmp_path):
+    unfinished = RecordFolder.create(tmp_path, synthetic.plan(seeds=(0,))).read()
+    lines = matrix({"one": records, "two": records, "none": unfinished}, "clip", draws=50).splitlines()
+    assert lines[0] == "| made against ↓, attacked by → | one | two |"
+    arms = records.plan.with_role("defended", "baseline")
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
+        a.title for a in sorted(arms, key=lambda a: a.name)
+    ]
+    assert all(line.split(" | ")[1] == line.split(" | ")[2].removesuffix(" |") for line in lines[2:])
 
 
 def test_nothing_to_tell_yet(tmp_path):

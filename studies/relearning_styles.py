@@ -1,0 +1,25 @@
+"""Relearning styles by LoRA: the eight vendors as the paper's eight artists, with and without IMMA.
+
+    immunity run studies/relearning_styles.py --out runs/relearning_styles
+    immunity report runs/relearning_styles --out styles.html
+
+"An artwork in the style of …": erased with UCE, relearned from 20 pictures of many objects that the base model drew in
+that style. Three of the eight are in `relearning.py` too, with the baselines beside them.
+"""
+
+from attacks import LORA
+
+from immunity import Imma, Sampler, Study, Uce, World, WorldBench
+
+STYLES = tuple(each.name for each in World.open("emoji").concepts("style", "trained"))
+
+study = Study(
+    title="Relearning the eight styles by LoRA",
+    bench=WorldBench(spread=5, other_pictures=2),
+    concepts=STYLES,
+    eraser=Uce(preserve=STYLES),
+    attack=LORA,
+    defences={"imma": Imma(steps=300, outer_lr=1e-4)},
+    at=(8, 15, 30, 60),
+    sampler=Sampler(steps=12, guidance=4.0),
+)
