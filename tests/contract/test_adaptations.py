@@ -251,6 +251,18 @@ def test_the_callback_sees_the_attack_on_its_way(model, examples, adaptation):
         torch.testing.assert_close(draw(), pictures[3][1], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in tiny.KINDS])
+@pytest.mark.parametrize("name", {type(adaptation): name for name, adaptation in ADAPTATIONS.items()}.values())
+def test_every_class_of_adaptation_takes_a_step_on_the_families_that_are_left(model, examples, adaptation):
+    """The rest of docs/families.md: models of a class that has been through everything above."""
+    before = state(model)
+    result = adapt(model, examples, dataclasses.replace(adaptation, steps=1), seed=0)
+    assert torch.tensor(result.losses).isfinite().all()
+    assert state(model) == before
+    with result.applied(model):
+        assert prediction(model, asked(adaptation)).isfinite().all()
+
+
 class KilledError(Exception):
     pass
 
@@ -332,6 +344,129 @@ def test_targets_that_the_denoiser_lacks_are_refused(model):
     ):
         pass
     assert state(model) == before
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_a_token_of_two_vectors_is_written_out_in_prompts(model):
+    with ADAPTATIONS["textual-inversion"].attach(model, seed=0):
+        (vocabulary,) = model.vocabularies()
+        short, full = model.encode_prompts(["a <new>", "a <new>"]), model.encode_prompts(["a <new> x"])
+        assert "<new>_1" in vocabulary.tokenizer.tokenize("<new>_1 church")
+        assert torch.equal(short.embeddings[0], short.embeddings[1])
+        assert not torch.equal(short.embeddings[0], full.embeddings[0])
+    assert "<new>_1" not in vocabulary.tokenizer.tokenize("<new>_1 church")
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_only_the_rows_of_a_new_token_are_trained_and_kept(model, examples):
+    attack = ADAPTATIONS["textual-inversion"]
+    with attack.attach(model, seed=0) as phi:
+        assert sum(value.numel() for value in phi.parameters()) == 2 * 16
+    begun = dataclasses.replace(attack, initialiser="church")
+    with begun.attach(model, seed=0) as phi:
+        (rows,) = phi.parameters()
+        table = model.parameters("text_encoder")["text_encoder.text_model.embeddings.token_embedding.weight"]
+        assert torch.equal(rows[0], rows[1])
+        assert (table == rows[0]).all(dim=1).any()
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_files_of_a_new_token_are_read_back_and_by_plain_diffusers(model, folder, examples, tmp_path, family):
+    result = adapt(model, examples, ADAPTATIONS["textual-inversion"], seed=0)
+    result.save_files(tmp_path / "token")
+    with result.applied(model):
+        ours = prediction(model, "image of <new>")
+    for file in sorted((tmp_path / "token").iterdir()):
+        with LearnedToken.load(file, model).known_to(model):
+            assert torch.equal(prediction(model, "image of <new>"), ours)
+    if family == "sd1":
+        pipeline = tiny.plain(folder)
+        pipeline.load_textual_inversion(tmp_path / "token", weight_name="learned_embeds.safetensors")
+        prompt = pipeline.maybe_convert_prompt("image of <new>", pipeline.tokenizer)
+        with torch.no_grad():
+            embeddings = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+        with result.applied(model):
+            torch.testing.assert_close(model.encode_prompts(["image of <new>"]).embeddings, embeddings)
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_custom_diffusions_file_loads_in_plain_diffusers(model, folder, examples, tmp_path):
+    result = adapt(model, examples, dataclasses.replace(ADAPTATIONS["custom-diffusion"], lr=5e-2), seed=0)
+    result.save_files(tmp_path / "custom")
+    with result.delta.applied(model):
+        ours = prediction(model)
+    plain = load(folder)
+    base = prediction(plain)
+    unet = plain.components["unet"]
+    unet.load_attn_procs(tmp_path / "custom", weight_name="pytorch_custom_diffusion_weights.safetensors")
+    assert (ours - base).abs().max() > 1e-3
+    torch.testing.assert_close(prediction(plain), ours, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_class_pictures_are_made_once_and_kept(model, examples, tmp_path, monkeypatch):
+    drawn = []
+    sample = type(model).sample
+    monkeypatch.setattr(
+        type(model), "sample", lambda self, prompts, **rest: drawn.append(prompts) or sample(self, prompts, **rest)
+    )
+    attack = ADAPTATIONS["dreambooth-prior"]
+    plain = adapt(model, examples, attack, seed=0)
+    kept = [adapt(model, examples, attack, seed=seed, journal=Journal(folder=tmp_path / str(seed))) for seed in (0, 1)]
+    assert kept[0].hash == plain.hash != kept[1].hash
+    assert drawn == [("image of church",) * 2] * 3
+    adapt(model, examples, attack, seed=0, journal=Journal(folder=tmp_path / "0"))
+    assert len(drawn) == 3
+
+
+def test_asking_names_the_subject():
+    assert Lora().asking("image of a church", name="church") == "image of a church"
+    attack = Dreambooth(token="sks", noun="umbrella")
+    assert attack.asking("image of an umbrella", name="umbrella") == "image of a sks umbrella"
+    assert attack.asking("two umbrellas", name="umbrella") == "two umbrellas"
+    assert TextualInversion().asking("church in Church", name="church") == "<new> in <new>"
+
+
+@pytest.mark.parametrize("family", FIRST)
+@pytest.mark.parametrize(
+    ("attack", "complaint"),
+    [
+        (TextualInversion(initialiser="a church"), "an initialiser of one token; got 'a church', of 2"),
+        (TextualInversion(token="church"), "no word of the model yet; got 'church'; try <church-1>"),
+        (TextualInversion(captions=()), "have the new token <new> in them; got 'image of church'"),
+        (TextualInversion(captions=("a {}", "church")), "have the new token <new> in them; got 'church'"),
+        (Dreambooth(group="biases"), "a group of parameters that UNetModel has"),
+        (PeftAdapter(kind="boft", rank=5), "of sizes that the adapter can take"),
+    ],
+)
+def test_what_does_not_fit_the_model_or_the_pictures_is_refused(model, examples, attack, complaint):
+    before = state(model)
+    with pytest.raises(ImmunityError, match=complaint):
+        adapt(model, examples, attack, seed=0)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Dreambooth(prior_pictures=8), "a class prompt for prior preservation"),
+        (lambda: DreamboothLora(class_prompt="a church"), "pictures of the class"),
+        (lambda: Dreambooth(token="a b"), "a token that is one word"),
+        (lambda: TextualInversion(vectors=0), "vectors of at least 1"),
+        (lambda: PivotalTuning(token_lr=-1.0), "token_lr of at least 0"),
+        (lambda: PeftAdapter(kind="lokr2"), "kind among dora, loha, lokr, oft, boft"),
+        (lambda: PeftAdapter(kind="oft", convolutions=True), "on linear layers"),
+        (lambda: PeftAdapter(kind="boft", alpha=2.0), "without alpha"),
+        (lambda: Lora(captions=("a {}",)), "Lora has no word for its subject"),
+        (lambda: Lora(optimizer="lion"), "optimizer among adamw, sgd, adafactor"),
+        (lambda: Lora(times="mid"), "times among as-trained, low-noise, high-noise"),
+        (lambda: Lora(min_snr=0.0), "min_snr above 0"),
+        (lambda: Lora(accumulate=0), "accumulate of at least 1"),
+    ],
+)
+def test_bad_combinations_are_refused(make, complaint):
+    with pytest.raises(ImmunityError, match=complaint):
+        make()
 
 
 @pytest.mark.parametrize(

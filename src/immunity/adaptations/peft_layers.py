@@ -123,6 +123,8 @@ def inside_denoiser(
         with torch.random.fork_rng(devices=[]):
             injected = tuner(denoiser, {ADAPTER: config}, ADAPTER)
     except ValueError as error:
+        _take_out(denoiser)  # what was put in before the layer that failed
+        _mark(marks)
         raise ImmunityError(
             expected="layers that the denoiser has, of sizes that the adapter can take",
             got=str(error).splitlines()[0],
@@ -130,13 +132,26 @@ def inside_denoiser(
         ) from error
     try:
         denoiser.train(training)
-        for value, mark in marks.items():  # peft freezes them, also those that somebody trains
-            value.requires_grad_(mark)
+        _mark(marks)  # peft freezes θ, also what somebody trains of it
         phi = layers(model, component, injected)
         phi.reset(seed)
         yield phi
     finally:
         injected.unload()
+
+
+def _take_out(denoiser: nn.Module) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, module in list(denoiser.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            owner, _, name = path.rpartition(".")
+            setattr(denoiser.get_submodule(owner), name, module.get_base_layer())
+
+
+def _mark(marks: Mapping[nn.Parameter, bool]) -> None:
+    for value, mark in marks.items():
+        value.requires_grad_(mark)
 
 
 def _without_adapter(name: str) -> str:
