@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from immunity.errors import ImmunityError
+from immunity.inside import check_inside
 
 Kind = Literal["object", "style", "person", "unsafe"]
 
+_LARGEST_TABLE = 32 * 2**20  # bytes, which are more captions than pictures that fit into memory
+_MOST_PIXELS = 2**27  # of one picture: what it takes to open one is sixteen times that in bytes
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
@@ -130,6 +133,8 @@ class Examples:
             raise ImmunityError(
                 expected=f"pictures ({', '.join(sorted(_SUFFIXES))})", got=f"none in {folder}", remedy="another folder"
             )
+        for file in files:
+            check_inside(folder / file, folder)
         names = tuple(file.as_posix() for file in files)
         prompts = (prompt,) * len(names) if prompt is not None else _prompts_of(folder, names)
         return cls(torch.stack([_read_image(folder / name, size) for name in names]), prompts, names)
@@ -209,6 +214,13 @@ def _prompts_of(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _rows(table: Path) -> list[Mapping[str, object]]:
+    check_inside(table, table.parent)
+    if (size := table.stat().st_size) > _LARGEST_TABLE:
+        raise ImmunityError(
+            expected=f"a table of captions of at most {_LARGEST_TABLE // 2**20} MiB",
+            got=f"{size // 2**20} MiB in {table}",
+            remedy="the captions of these pictures alone",
+        )
     try:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".csv":
@@ -227,6 +239,8 @@ def _read_image(path: Path, size: int) -> Tensor:
 
     try:
         with Image.open(path) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise ValueError(f"{opened.width} × {opened.height} pixels, more than {_MOST_PIXELS:,}")
             upright = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # PIL reports a broken PNG as SyntaxError.

@@ -11,7 +11,7 @@ import torch
 from immunity.errors import ImmunityError
 from immunity.files import Change, read_change
 from immunity.files.checkpoints import convert
-from immunity.files.inside import check_all_inside
+from immunity.inside import check_all_inside
 from immunity.models import AnyModel, DiffusionModel
 from immunity.models.folders import pipeline_of
 from immunity.worlds import WORLDS, World

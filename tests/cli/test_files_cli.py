@@ -11,6 +11,7 @@ from immunity import load
 from tests.cli.conftest import immunity
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+METRICS = [{"name": "clip", "kind": "similarity", "higher_is_better": True, "label": "CLIP similarity"}]
 KOHYA = f"lora_unet_{BLOCK.replace('.', '_')}_to_k"
 
 
@@ -41,6 +42,52 @@ def test_an_adapter_of_another_program_is_a_delta(sd1, kohya, change, tmp_path):
     before, after = (load(folder).parameters("all") for folder in (sd1, tmp_path / "out"))
     assert torch.allclose(after[name], before[name] + change[2], atol=1e-6)
     assert all(torch.equal(after[other], value) for other, value in before.items() if other != name)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith('---\nlibrary_name: "diffusers"')
+    assert 'the file it\'s a "LoRA".safetensors' in card
+
+
+def test_a_lora_is_written_in_another_layout(sd1, kohya, tmp_path):
+    out = tmp_path / "d.safetensors"
+    done = immunity("convert", kohya, "--model", sd1, "--to", "diffusers", "--out", out)
+    assert done.code == 0, done
+    assert "LoRA in the layout of diffusers" in immunity("info", out).out
+    assert "does not exist yet" in immunity("convert", kohya, "--model", sd1, "--to", "kohya", "--out", out).complaint
+    other = immunity("convert", weights(tmp_path), "--model", sd1, "--to", "kohya", "--out", out, "--force")
+    assert "a LoRA, which both" in other.complaint
+
+
+def weights(folder):
+    torch.save({f"unet.{BLOCK}.to_k": {"weight": torch.zeros(16, 16)}}, folder / "esd.pt")
+    return folder / "esd.pt"
+
+
+def test_scores_of_another_model_are_no_part_of_the_card(sd1, tmp_path):
+    scores = {
+        "concept": "church",
+        "pictures": ["a"],
+        "metrics": [],
+        "scores": {},
+        "references": [],
+        "model": "other",
+        "base_hash": "0",
+        "deltas": [],
+    }
+    envelope = {"format": "immunity.measurement", "version": 1, "content": scores}
+    (tmp_path / "scores.json").write_text(json.dumps(envelope))
+    out = ("--out", tmp_path / "out")
+    done = immunity("export", "--model", sd1, "--measured", tmp_path / "scores.json", *out)
+    assert "scores of sd1 with these deltas; got" in done.complaint
+    scores |= {"base_hash": load(sd1).base_hash, "metrics": METRICS, "scores": {"clip": [0.25]}}
+    (tmp_path / "scores.json").write_text(json.dumps(envelope))
+    done = immunity("export", "--model", sd1, "--measured", tmp_path / "scores.json", *out)
+    assert done.code == 0, done
+    assert "church, mean of 1 picture: CLIP similarity 0.250" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_nothing_is_pushed_without_a_token(sd1, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "a token of the hub" in immunity("push", sd1, "me/mine").complaint
 
 
 def test_esds_weights_and_an_adapter_upon_them(sd1, kohya, change, tmp_path, pictures):

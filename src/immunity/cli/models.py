@@ -1,6 +1,7 @@
 """Verbs on a model as it is: info, sample, export."""
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from immunity.errors import ImmunityError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from immunity.files.card import Measured
     from immunity.models import DiffusionModel
     from immunity.worlds import World
 
@@ -100,16 +102,52 @@ def sample(
     print(output.out)
 
 
-def export(model: ModelOptions, output: OutputOptions) -> None:
-    """Write a model, with its deltas in it, as a plain diffusers folder.
+def export(model: ModelOptions, output: OutputOptions, *, measured: tuple[Path, ...] = ()) -> None:
+    """Write a model, with its deltas in it, as a plain diffusers folder with a model card.
+
+    The card, README.md, says what was erased, immunized and measured, as far as the deltas and the scores tell.
 
     Args:
         model: The model.
         output: The result.
+        measured: Scores that `immunity measure` wrote of this very model with these deltas, for the card.
     """
-    output.check_folder("model_index.json", inputs=model.inputs)
-    model.load().export(output.out, force=output.force)
+    from immunity.atomic import replacing
+    from immunity.files.card import model_card
+
+    output.check_folder("model_index.json", inputs=(*model.inputs, *measured))
+    base = model.load_base()
+    name = base.model.name
+    loaded = base.with_deltas()
+    card = model_card(
+        output.out.resolve().name,
+        base=name,
+        base_hash=loaded.base_hash,
+        deltas=base.deltas,
+        measured=[_measured(path, loaded) for path in measured],
+    )
+    with replacing(output.out, force=output.force) as folder:
+        loaded.export(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     print(output.out)
+
+
+def _measured(path: Path, model: "DiffusionModel") -> "Measured":
+    from immunity.evaluation.measure import Measurement
+    from immunity.files.card import Measured
+
+    found = Measurement.load(path)
+    if (found.base_hash, found.deltas) != (model.base_hash, model.parents):
+        raise ImmunityError(
+            expected=f"scores of {model.name} with these deltas",
+            got=f"{path}, of {found.model or 'pictures from a folder'}"
+            + (" with others" if found.base_hash == model.base_hash else ""),
+            remedy="immunity measure with the same --model and --deltas",
+        )
+    if not found.pictures or not all(found.scores.get(metric.name) for metric in found.metrics):
+        raise ImmunityError(expected="scores of pictures", got=f"none in {path}", remedy="immunity measure")
+    means = {metric.title: statistics.fmean(found.scores[metric.name]) for metric in found.metrics}
+    return Measured(found.concept, len(found.pictures), means)
 
 
 def _print_file(path: Path) -> None:

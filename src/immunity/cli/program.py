@@ -39,9 +39,16 @@ COMMANDS = {
         "models", "Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json."
     ),
     "measure": Command("study", "Score pictures of a concept one by one: a table, and the same as one .json file."),
-    "run": Command("study", "Carry out a study: a Python file that defines `study = Study(…)`."),
+    "run": Command(
+        "study",
+        'Carry out a study: a Python file that defines `study = Study(…)`, or `studies = {"name": Study(…), …}`.',
+    ),
     "report": Command("study", "Make one self-contained page of a study's records, finished or not."),
-    "export": Command("models", "Write a model, with its deltas in it, as a plain diffusers folder."),
+    "export": Command("models", "Write a model, with its deltas in it, as a plain diffusers folder with a model card."),
+    "convert": Command("files", "Write a LoRA in the layout of another program: diffusers, or kohya's trainer."),
+    "push": Command(
+        "files", "Upload an exported model, or the folder of an attack, to the hub. Nothing else ever uploads anything."
+    ),
 }
 
 

@@ -65,12 +65,13 @@ class Factors(ABC):
                 remedy="the kind of model that it was made for",
             )
         fine = weight.double() if weight.dtype == torch.float64 else weight.float()
-        return self._with(fine, self._scale() * self._addition().reshape(weight.shape).to(fine))
+        return self._with(fine, self.scale_in_full() * self._addition().reshape(weight.shape).to(fine))
 
     def _with(self, weight: Tensor, addition: Tensor) -> Tensor:
         return weight + addition
 
-    def _scale(self) -> float:
+    def scale_in_full(self) -> float:
+        """What the addition is multiplied by."""
         if self.scale is not None:
             return self.scale
         return 1.0 if self.alpha is None or self.rank is None else self.alpha / self.rank

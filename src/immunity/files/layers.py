@@ -108,6 +108,11 @@ class Layers:
     def find(self, name: str) -> Layer | None:
         return self._known.get(plain(name))
 
+    def diffusers(self, path: str) -> str:
+        """What diffusers calls one of the model's layers in files."""
+        component, inner = path.split(".", 1)
+        return f"{component}.{_whole(component, inner)}"
+
     def kohya(self, path: str) -> str:
         """What kohya's trainer calls one of the model's layers."""
         if not path.startswith(("unet.", "text_encoder")):

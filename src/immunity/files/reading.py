@@ -10,9 +10,9 @@ from immunity.deltas import Delta, Patchable
 from immunity.errors import ImmunityError
 from immunity.files.adapters import Adapter
 from immunity.files.embeddings import Embedding
-from immunity.files.inside import check_inside
 from immunity.files.tensors import SUFFIXES, TensorFile, read_metadata, read_tensors
 from immunity.files.weights import Weights
+from immunity.inside import check_inside
 
 CHANGES = "a delta, an adapter (LoRA, LoHa, LoKr), a learned token, or weights as ESD and IMMA publish them"
 _DELTA, _TOKEN = "delta.safetensors", "learned_embeds.safetensors"

@@ -25,6 +25,7 @@ SUFFIXES = frozenset({".safetensors", *PICKLES})
 _HEADER = 8  # bytes before the header of a safetensors file, which hold its length
 _LONGEST_PICKLE = 4 * 2**20  # bytes; that of all weights of SDXL has half a megabyte
 _MOST_OPERATIONS = 10**6
+_MOST_ENTRIES = 10**5
 _STORAGES = frozenset(
     f"torch {kind}Storage"
     for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -126,15 +127,15 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def _read_archive(path: Path) -> TensorFile:
-    _check_archive(path)
+    leftovers = _check_archive(path)
     try:
-        with torch.serialization.safe_globals([(_Leftover, entry.replace(" ", ".")) for entry in _LEFTOVERS]):
+        with torch.serialization.safe_globals([(_Leftover, entry.replace(" ", ".")) for entry in leftovers]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # PyTorch's reader raises what it likes of a damaged file
         raise _refused_pickle(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    for name, value in _flattened(content, path):
+    for name, value in _flattened(content, path, iter(range(_MOST_ENTRIES))):
         if isinstance(value, Tensor):
             _check_whole(name, value, path)
             tensors[name] = value.detach()
@@ -143,7 +144,9 @@ def _read_archive(path: Path) -> TensorFile:
     return TensorFile(path, tensors, metadata)
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path) -> set[str]:
+    """Raises on an archive that is more than tensors; answers with the leftovers that it names."""
+    leftovers: set[str] = set()
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -162,6 +165,8 @@ def _check_archive(path: Path) -> None:
     try:
         for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
             named = argument if operation.name in ("GLOBAL", "INST") else operation.name
+            if named in _LEFTOVERS:
+                leftovers.add(named)
             if number > _MOST_OPERATIONS:
                 raise _refused_pickle(path, "an index of more than a million steps, as no model needs")
             if operation.name == "STACK_GLOBAL" or (
@@ -170,16 +175,20 @@ def _check_archive(path: Path) -> None:
                 raise _refused_pickle(path, f"a pickle that calls for {named!r}, which is no tensor")
     except (ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise _refused_pickle(path, f"a damaged index: {error}") from error
+    return leftovers
 
 
-def _flattened(content: Any, path: Path, before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    if depth > 8:
-        raise _refused_pickle(path, "dictionaries nested deeper than any model's")
+def _flattened(
+    content: Any, path: Path, budget: Iterator[int], before: str = "", depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+    # A few dictionaries that hold one another many times over would be walked for ever.
+    if depth > 8 or next(budget, None) is None:
+        raise _refused_pickle(path, "dictionaries deeper, or with more in them, than any model's")
     if isinstance(content, Mapping):
         for name, value in content.items():
             # "state_dict" is how trainers wrap the weights, and says nothing.
             inner = before if name == "state_dict" and not before else f"{before}{name}."
-            yield from _flattened(value, path, inner, depth + 1)
+            yield from _flattened(value, path, budget, inner, depth + 1)
     elif before or isinstance(content, Tensor):
         yield before.rstrip("."), content
     else:

@@ -1,0 +1,92 @@
+"""A LoRA in another program's layout."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from immunity.atomic import save_tensors
+from immunity.deltas import Patchable
+from immunity.errors import ImmunityError
+from immunity.files.adapters import Adapter
+from immunity.files.factors import LowRankFactors
+from immunity.files.layers import Layers
+
+Layout = Literal["diffusers", "kohya"]
+
+
+def write_lora(
+    adapter: Adapter,
+    model: Patchable,
+    path: str | Path,
+    *,
+    layout: Layout,
+    header: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> None:
+    """Writes a LoRA or DoRA in the layout of diffusers or of kohya's trainer; `model` is one that it fits.
+
+    What it does to the model is the same to rounding: where the layout of diffusers has no place for the scale, it goes
+    into the second factor.
+    """
+    layers = Layers.of(model)
+    targets = layers.require(adapter.layers, adapter.kinds)
+    shapes = {name: value.shape for name, value in model.parameters("all").items()}
+    if adapter.biases:
+        raise _refused(adapter, "what it adds to biases")
+    tensors: dict[str, Tensor] = {}
+    for name, factors in adapter.layers.items():
+        if not isinstance(factors, LowRankFactors) or "mid" in factors.tensors:
+            raise _refused(adapter, f"{name}, a {factors.kind} of another form")
+        down, up = factors.tensors["down"], factors.tensors["up"]
+        sizes = [shapes[f"{part}.weight"][0] for part in targets[name].parts]
+        if sum(sizes) != len(up):
+            raise _refused(adapter, f"{name} of {len(up)} outputs, where the model has {sum(sizes)}")
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        for part, size, start in zip(targets[name].parts, sizes, starts, strict=True):
+            rows = slice(start, start + size)
+            scale = factors.scale_in_full()
+            magnitude = _by_outputs(adapter, name, factors)
+            own = None if magnitude is None else magnitude[rows]
+            if layout == "kohya":
+                tensors |= _kohya(layers.kohya(part), down, up[rows], scale, own)
+            else:
+                tensors |= _diffusers(layers.diffusers(part), down, up[rows], scale, own)
+    notes = {"ss_network_module": "networks.lora"} if layout == "kohya" else {}
+    save_tensors(path, {key: value.clone() for key, value in tensors.items()}, {**notes, **(header or {})}, force=force)
+
+
+def _kohya(name: str, down: Tensor, up: Tensor, scale: float, magnitude: Tensor | None) -> dict[str, Tensor]:
+    tensors = {
+        f"{name}.lora_down.weight": down,
+        f"{name}.lora_up.weight": up,
+        f"{name}.alpha": torch.tensor(scale * len(down)),
+    }
+    if magnitude is not None:
+        tensors[f"{name}.dora_scale"] = magnitude.reshape(-1, *[1] * (down.ndim - 1))
+    return tensors
+
+
+def _diffusers(name: str, down: Tensor, up: Tensor, scale: float, magnitude: Tensor | None) -> dict[str, Tensor]:
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up * scale}
+    if magnitude is not None:
+        tensors[f"{name}.lora_magnitude_vector"] = magnitude if down.ndim == 2 else magnitude.reshape(1, -1, 1, 1)
+    return tensors
+
+
+def _by_outputs(adapter: Adapter, name: str, factors: LowRankFactors) -> Tensor | None:
+    found = factors.tensors.get("magnitude", factors.tensors.get("dora_scale"))
+    if found is None:
+        return None
+    outputs = len(factors.tensors["up"])
+    if found.numel() != outputs or ("dora_scale" in factors.tensors and len(found) != outputs):
+        raise _refused(adapter, f"{name}, a DoRA with a magnitude for each input")
+    return found.flatten()
+
+
+def _refused(adapter: Adapter, got: str) -> ImmunityError:
+    return ImmunityError(
+        expected="a LoRA, which is what both layouts have a place for", got=f"{got} in {adapter.file}", remedy="a delta"
+    )

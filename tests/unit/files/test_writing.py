@@ -1,0 +1,214 @@
+"""What is written for others: LoRA in both layouts, the model card, and the way to the hub."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from immunity import Delta, ImmunityError, Provenance
+from immunity.files import Adapter, read
+from immunity.files.card import Measured, model_card
+from immunity.files.hub import push
+from immunity.files.lora import write_lora
+
+from tests.stub_unet import stub
+
+BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+TO_K, CONV = f"unet.{BLOCK}.to_k", "unet.down_blocks.1.resnets.0.conv1"
+TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj"
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture
+def lora(tmp_path) -> Adapter:
+    tensors = {
+        f"{TO_K}.lora_A.weight": noise(2, 12),
+        f"{TO_K}.lora_B.weight": noise(16, 2),
+        f"{CONV}.lora_A.weight": noise(3, 8, 3, 3),
+        f"{CONV}.lora_B.weight": noise(16, 3, 1, 1),
+        f"{TEXT}.lora_A.weight": noise(2, 12) + 1,
+        f"{TEXT}.lora_B.weight": noise(12, 2),
+        f"{TEXT}.lora_magnitude_vector": noise(12).abs(),
+    }
+    settings = {"unet.r": 2, "unet.lora_alpha": 5, "unet.alpha_pattern": {"conv1": 6}}
+    save_file(tensors, tmp_path / "lora.safetensors", metadata={"lora_adapter_metadata": json.dumps(settings)})
+    return read(tmp_path / "lora.safetensors")
+
+
+@pytest.mark.parametrize(("encoders", "sizes"), [(1, False), (2, True)])
+def test_a_lora_does_the_same_in_every_layout(lora, tmp_path, encoders, sizes):
+    model = stub(encoders=encoders, sizes=sizes)
+    expected = lora.on(model).tensors
+    for layout in ("kohya", "diffusers", "kohya"):  # of the original, then of what was written before
+        file = tmp_path / f"{layout}-{len(list(tmp_path.iterdir()))}.safetensors"
+        write_lora(lora, model, file, layout=layout, header={"immunity_adapter": "x"})
+        lora = read(file)
+        assert lora.layout == layout
+        found = lora.on(model).tensors
+        assert found.keys() == expected.keys()
+        assert all(torch.allclose(value, expected[name], atol=1e-5) for name, value in found.items())
+        names = set(load_file(file))
+        if layout == "diffusers":
+            assert f"{TO_K}.lora_A.weight" in names
+            assert "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_magnitude_vector" in names
+        else:
+            place = "input_blocks_3_1" if sizes else "down_blocks_1_attentions_0"
+            assert f"lora_unet_{place}_transformer_blocks_0_attn2_to_k.lora_up.weight" in names
+            assert f"lora_te{encoders - 1 or ''}_text_model_encoder_layers_0_self_attn_q_proj.alpha" in names
+    with pytest.raises(ImmunityError, match="does not exist yet"):
+        write_lora(lora, model, file, layout="kohya")
+
+
+def test_what_has_no_place_in_those_layouts(tmp_path):
+    name = TO_K.replace("unet.", "lora_unet_").replace(".", "_")
+    down, up = {f"{name}.lora_down.weight": noise(2, 12)}, {f"{name}.lora_up.weight": noise(16, 2)}
+    for tensors, message in (
+        ({f"{name}.diff": noise(16, 12)}, "full difference of another form"),
+        ({**down, **up, f"{name}.diff_b": noise(16)}, "adds to biases"),
+        ({**down, **up, f"{name}.dora_scale": noise(1, 12)}, "a magnitude for each input"),
+    ):
+        save_file(tensors, tmp_path / "a.safetensors")
+        with pytest.raises(ImmunityError, match=message):
+            write_lora(read(tmp_path / "a.safetensors"), stub(), tmp_path / "b.safetensors", layout="kohya")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+# The model card
+
+
+def delta(method: str, config: dict[str, object], parents: tuple[str, ...] = ()) -> Delta:
+    made = Provenance(base="b", base_hash="0" * 64, method=method, config=config, seed=3, parents=parents)
+    return Delta({"unet.a": torch.full((2,), float(len(method)))}, made)
+
+
+ERASED = delta("Esd", {"steps": 200, "inputs": {"concepts": [{"name": "a church", "kind": "object"}]}})
+IMMUNE = delta("Imma", {"steps": 9, "inputs": {"against": {"method": "Lora", "rank": 4, "targets": ["x"]}}})
+ADAPTER = delta("Adapter", {"file": "x](http://evil) <b>\n# y.safetensors", "sha256": "f" * 64})
+
+
+def test_the_card_says_what_was_done():
+    card = model_card(
+        "my model",
+        base="somebody/something",
+        base_hash="0123456789abcdef0123",
+        deltas=[ERASED, IMMUNE, ADAPTER],
+        measured=[Measured("church", 12, {"CLIP similarity": 0.25})],
+    )
+    front, body = card.removeprefix("---\n").split("\n---\n\n")
+    fields = {key: json.loads(value) for key, value in (line.split(": ", 1) for line in front.splitlines())}
+    assert fields == {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "base_model": "somebody/something",
+        "tags": ["immunity", "concept-erasure", "immunization"],
+    }
+    assert "- a church (object), by `Esd` (steps 200), seed 3" in body
+    assert "- Lora (rank 4), by `Imma` (steps 9), seed 3" in body
+    assert r"the file x\](http://evil) \<b\> \# y.safetensors (SHA-256 ffff" in body, "nobody's file writes the card"
+    assert "- church, mean of 12 pictures: CLIP similarity 0.250" in body
+    assert "with 3 changes" in body
+
+
+def test_the_card_of_a_composition_tells_its_parts_and_of_nothing_nothing():
+    together = Delta.compose([ERASED, IMMUNE])
+    body = model_card("m", base="local", base_hash="0", deltas=[together])
+    assert "- a church (object), by `Esd`" in body
+    assert "- Lora (rank 4), by `Imma`" in body
+    assert "base_model" not in body
+    empty = model_card("m", base="local", base_hash="0", deltas=[])
+    assert empty.count("Nothing.") == 2
+    assert "Nothing that this card knows of." in empty
+    assert "What else" not in empty
+
+
+# The hub
+
+
+@pytest.fixture
+def exported(tmp_path):
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+class Hub:
+    """What the hub has, in the place of its client."""
+
+    def __init__(self, files: list[str] | None = None, error: Exception | None = None) -> None:
+        self.files, self.error, self.done = files, error, []
+
+    def __call__(self) -> "Hub":
+        return self
+
+    def repo_exists(self, name: str) -> bool:
+        if self.error is not None:
+            raise self.error
+        return self.files is not None
+
+    def list_repo_files(self, name: str) -> list[str]:
+        return self.files
+
+    def create_repo(self, name: str, *, private: bool) -> None:
+        self.done.append(("create", name, private))
+
+    def upload_folder(self, *, repo_id: str, folder_path, commit_message: str) -> None:
+        self.done.append(("upload", repo_id, folder_path))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    def use(**state: object) -> Hub:
+        there = Hub(**state)
+        monkeypatch.setattr("huggingface_hub.HfApi", there)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+        return there
+
+    return use
+
+
+def test_a_new_repository_is_made_and_one_with_files_is_asked_about(exported, hub):
+    there = hub()
+    assert push(exported, "me/mine", private=True) == "https://huggingface.co/me/mine"
+    assert there.done == [("create", "me/mine", True), ("upload", "me/mine", exported)]
+    there = hub(files=[".gitattributes"])
+    push(exported, "me/mine")
+    assert [step[0] for step in there.done] == ["upload"]
+    there = hub(files=[".gitattributes", "README.md"])
+    with pytest.raises(ImmunityError, match=r"me/mine with 1 files, e\.g\. README\.md; try another name, or --force"):
+        push(exported, "me/mine")
+    assert not there.done
+    push(exported, "me/mine", force=True)
+    assert [step[0] for step in there.done] == ["upload"]
+
+
+def test_no_token_no_network_and_folders_that_nobody_should_publish(exported, hub, monkeypatch, tmp_path):
+    hub(error=ConnectionError("no route to host"))
+    with pytest.raises(ImmunityError, match="ConnectionError: no route to host; try checking the connection"):
+        push(exported, "me/mine")
+    nobody = hub()
+    (exported / "unet").mkdir()
+    (exported / "unet" / "secret.json").symlink_to(tmp_path / "key")
+    with pytest.raises(ImmunityError, match="a link to"):
+        push(exported, "me/mine")
+    os.unlink(exported / "unet" / "secret.json")  # noqa: PTH108 (as one does by hand)
+    (exported / "unet" / "weights.bin").touch()
+    with pytest.raises(ImmunityError, match="without pickles"):
+        push(exported, "me/mine")
+    (exported / "unet" / "weights.bin").unlink()
+    for folder, name, message in (
+        (tmp_path / "none", "me/mine", "does not exist"),
+        (tmp_path, "me/mine", "something else"),
+        (exported, "mine", "owner/name"),
+    ):
+        with pytest.raises(ImmunityError, match=message):
+            push(folder, name)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(ImmunityError, match="a token of the hub"):
+        push(exported, "me/mine")
+    assert not nobody.done
