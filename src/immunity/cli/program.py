@@ -43,7 +43,10 @@ COMMANDS = {
         "study",
         'Carry out a study: a Python file that defines `study = Study(…)`, or `studies = {"name": Study(…), …}`.',
     ),
-    "report": Command("study", "Make one self-contained page of a study's records, finished or not."),
+    "report": Command(
+        "study",
+        "Make one self-contained page of a study's records, finished or not; or its tables alone, as Markdown (.md).",
+    ),
     "export": Command("models", "Write a model, with its deltas in it, as a plain diffusers folder with a model card."),
     "convert": Command("files", "Write a LoRA in the layout of another program: diffusers, or kohya's trainer."),
     "push": Command(

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from immunity import Delta, ImmunityError
 from immunity.files import Adapter, read
 
-from tests.stub_unet import stub
+from tests.stub_unet import Stub, stub
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
 TO_K, TO_OUT, CONV = f"{BLOCK}.to_k", f"{BLOCK}.to_out.0", "down_blocks.1.resnets.0.conv1"
@@ -22,6 +22,16 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def kohya(path: str) -> str:
     return f"lora_unet_{path.replace('.', '_')}"
+
+
+def flux() -> Stub:
+    """Attention of FLUX.1: a block that attends to text and picture together, and a single one."""
+    joint, single = "transformer.transformer_blocks.0.attn", "transformer.single_transformer_blocks.0"
+    names = [
+        f"{joint}.{part}" for part in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0")
+    ]
+    names += [f"{single}.{part}" for part in ("attn.to_q", "attn.to_k", "attn.to_v")]
+    return Stub({f"{name}.weight": (4, 6) for name in names} | {f"{single}.proj_mlp.weight": (8, 6)})
 
 
 @pytest.fixture
@@ -249,6 +259,25 @@ def test_the_delta_of_an_adapter_is_reverted_exactly_and_knows_its_parents(model
         assert close(second.tensors[f"unet.{TO_K}.weight"] - before, 2 * b @ a), "of the model as it stands"
     assert torch.equal(model.theta[f"unet.{TO_K}.weight"], before)
     assert isinstance(first, Delta)
+
+
+@pytest.mark.parametrize("style", ["kohya", "dotted"])
+def test_layers_that_flux_has_as_one_are_split(merged, style):
+    a, joint, single = noise(2, 6), noise(12, 2), noise(20, 2)
+    name, ends = "double_blocks.0.img_attn.qkv", ("lora_A.weight", "lora_B.weight")
+    linear = "single_blocks.0.linear1"
+    if style == "kohya":
+        name, linear = (f"lora_unet_{one.replace('.', '_')}" for one in (name, linear))
+        ends = ("lora_down.weight", "lora_up.weight")
+    tensors = {f"{name}.{ends[0]}": a, f"{name}.{ends[1]}": joint}
+    tensors |= {f"{linear}.{ends[0]}": a.clone(), f"{linear}.{ends[1]}": single}
+    found = merged(tensors, on=flux())
+    for number, part in enumerate(("to_q", "to_k", "to_v")):
+        rows = slice(4 * number, 4 * number + 4)
+        assert close(found[f"transformer.transformer_blocks.0.attn.{part}.weight"], joint[rows] @ a)
+        assert close(found[f"transformer.single_transformer_blocks.0.attn.{part}.weight"], single[rows] @ a)
+    assert close(found["transformer.single_transformer_blocks.0.proj_mlp.weight"], single[12:] @ a)
+    assert merged.adapter.describe()["for"] == "FLUX.1"
 
 
 @pytest.mark.parametrize(

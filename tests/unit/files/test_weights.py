@@ -1,6 +1,7 @@
 """Published weights of ESD and IMMA, and learned tokens, as their programs write them."""
 
-from types import SimpleNamespace
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,24 @@ def test_pickled_weights(model, changed, tmp_path, layout, suffix):
     assert all(torch.equal(value, changed[name.removeprefix("unet.")]) for name, value in delta.tensors.items())
     delta.save(tmp_path / "delta.safetensors")
     assert Delta.load(tmp_path / "delta.safetensors").provenance.config["file"] == f"esd{suffix}"
+
+
+def test_what_trainers_leave_in_a_checkpoint_is_no_hindrance(model, changed, tmp_path, monkeypatch):
+    """Stable Diffusion's own .ckpt files name a class of their trainer, and nobody has it installed."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    kind = type("ModelCheckpoint", (), {"__module__": name})
+    package, middle, _ = name.split(".")
+    modules = (package, f"{package}.{middle}", name)
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    monkeypatch.setattr(sys.modules[name], "ModelCheckpoint", kind, raising=False)
+    content = {"state_dict": changed, "callbacks": {kind: {"best": 1.5}}, "global_step": 7}
+    torch.save(content, tmp_path / "model.ckpt")
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module)
+    weights = read(tmp_path / "model.ckpt")
+    assert len(weights.on(model).tensors) == len(changed)
+    assert weights.describe()["global_step"] == "7"
 
 
 def test_partial_safetensors_in_half_precision(model, changed, tmp_path):
