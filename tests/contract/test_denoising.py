@@ -34,7 +34,7 @@ def test_times_lean_to_less_or_more_noise(model):
         kind: noised(model, batch, generator(), Noising(times=kind)).times.double().mean().item()
         for kind in ("low-noise", "as-trained", "high-noise")
     }
-    assert times["low-noise"] < 0.85 * times["as-trained"]
+    assert times["low-noise"] < 0.9 * times["as-trained"]
     assert times["high-noise"] > times["as-trained"] + (times["as-trained"] - times["low-noise"]) / 2
 
 
@@ -129,7 +129,7 @@ def test_captions_take_turns_with_every_picture(model):
 def test_each_setting_changes_the_attack(model, settings):
     images = torch.rand(3, 3, model.resolution, model.resolution, generator=generator())
     examples = Examples(images, ("image",) * 3, tuple("abc"))
-    plain = Lora(lr=1e-2, steps=3)
+    plain = Lora(lr=1e-2, steps=3, batch=8)  # so many times that Min-SNR weighs some of them less
     assert (
         adapt(model, examples, dataclasses.replace(plain, **settings), seed=0).hash
         != adapt(model, examples, plain, seed=0).hash

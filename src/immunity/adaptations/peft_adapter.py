@@ -89,7 +89,11 @@ class _Products(PeftLayers):
             path, factor = name.rsplit(".", 1)
             tensors[f"{self._prefix(path)}.{factor}"] = value
         for path, layer in self.layers.items():
-            tensors[f"{self._prefix(path)}.alpha"] = torch.tensor(float(layer.alpha[ADAPTER]))
+            prefix = self._prefix(path)
+            if f"{prefix}.lokr_w1" in tensors and f"{prefix}.lokr_w2" in tensors:
+                # Of two whole factors, LyCORIS ignores alpha and peft does not: the scale goes into one of them.
+                tensors[f"{prefix}.lokr_w1"] *= layer.scaling[ADAPTER]
+            tensors[f"{prefix}.alpha"] = torch.tensor(float(layer.alpha[ADAPTER]))
         return {"lycoris.safetensors": tensors}
 
     def _prefix(self, path: str) -> str:

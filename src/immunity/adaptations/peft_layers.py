@@ -97,11 +97,14 @@ class PeftLayers(Attached):
         values = {}
         for path, layer in self.layers.items():
             weight = layer.get_base_layer().weight
-            before = weight.detach().clone()
+            place, before = weight.data, weight.detach().clone()
             layer.merge()
             values[f"{self.component}.{path}.weight"] = weight.detach().clone()
             layer.unmerge()
-            weight.copy_(before)  # subtracting what was added does not give the same bits
+            # Taking away what was put in does not give the same bits; and kernels round by where in memory a tensor is,
+            # which rotations change.
+            weight.data = place
+            weight.copy_(before)
         return values
 
     def files(self) -> AdapterFiles:

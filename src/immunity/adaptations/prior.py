@@ -93,7 +93,8 @@ class PriorPreservation(Adaptation, ABC):
         images = None if file is None else _read(file)
         if images is None:
             seeds = [derived_seed(0, "class pictures", number) % 2**32 for number in range(self.prior_pictures)]
-            images = to_bytes(model.sample(prompts, seeds=seeds, steps=self.prior_steps, guidance=self.prior_guidance))
+            drawn = model.sample(prompts, seeds=seeds, steps=self.prior_steps, guidance=self.prior_guidance)
+            images = to_bytes(drawn).contiguous()  # as they are read back: kernels round by a tensor's layout
             if file is not None:
                 save_tensors(file, {"images": images}, {}, force=True)
         return Examples(images.float() / 255, prompts, ("made by the model",) * self.prior_pictures)

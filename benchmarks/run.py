@@ -1,0 +1,184 @@
+"""Speed and memory of the package's loops, as ratios to the straightforward ones, side by side.
+
+    python benchmarks/run.py --size small                    (a minute: does it run?)
+    python benchmarks/run.py --size sd1 --out sd1.json       (Stable Diffusion 1.x's shape, 512 px; an hour on a CPU)
+    make bench                                               (the embedded world; writes docs/benchmarks.md)
+
+Each side is a process of its own; they take turns step by step, so that whatever else the machine does hits both. A
+figure is the median over steps after the first, which warms up (for ESD, whose steps differ in length, the mean);
+memory is the peak of a process after loading.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import shapes
+import sides
+
+
+def worker(options: argparse.Namespace) -> None:
+    """One side: a line of JSON after each step, and then a wait for a line."""
+    import torch
+
+    from immunity.evaluation.machine import PeakMemory
+
+    folder = shapes.folder_of(options.size, options.cache, pixels=options.pixels)
+    state: dict[str, Any] = {"since": time.perf_counter(), "memory": None}
+
+    def gate() -> None:
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        took = time.perf_counter() - state["since"]
+        if state["memory"] is None:  # after the first step, when everything is loaded and encoded
+            state["memory"] = PeakMemory(torch.device(options.device))
+        print(json.dumps({"seconds": took, "peak": state["memory"].bytes()}), flush=True)
+        sys.stdin.readline()
+        state["since"] = time.perf_counter()
+
+    common = {"steps": options.steps, "batch": options.batch, "device": options.device, "gate": gate}
+    if options.worker == "ours":
+        sides.ours(options.operation, folder, dtype=options.dtype, **common)
+    else:
+        sides.plain(options.operation, folder, **common)
+
+
+def measure(operation: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides, in turn."""
+    command = [sys.executable, __file__, "--size", options.size, "--pixels", str(options.pixels), "--batch"]
+    command += [str(options.batch), "--steps", str(options.steps), "--dtype", options.dtype, "--device", options.device]
+    command += ["--cache", str(options.cache), "--operation", operation, "--worker"]
+    processes = {
+        side: subprocess.Popen([*command, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for side in ("plain", "ours")
+    }
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in processes}
+    for step in range(options.steps):
+        for side, process in processes.items():
+            assert process.stdin is not None
+            assert process.stdout is not None
+            if step:
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit(f"{operation}, {side}: ended with {process.wait()} after {step} steps")
+            found[side].append(json.loads(line))
+    for process in processes.values():
+        process.kill()
+    result: dict[str, Any] = {"operation": operation}
+    for side, rows in found.items():
+        seconds = [row["seconds"] for row in rows[1:]]
+        result[side] = {
+            "seconds": (statistics.mean if operation == "esd" else statistics.median)(seconds),
+            "all": seconds,
+            "peak_bytes": max(row["peak"] for row in rows),
+        }
+    result["faster"] = result["plain"]["seconds"] / result["ours"]["seconds"]
+    result["memory"] = result["ours"]["peak_bytes"] / result["plain"]["peak_bytes"]
+    return result
+
+
+def matmul_rate(dtype: str, device: str, size: int = 2048) -> float:
+    """Operations a second of a square matrix product, the best of several."""
+    import torch
+
+    a = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def forward_flops(options: argparse.Namespace) -> float | None:
+    """Of the denoiser, one picture; counted, not run."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    folder = shapes.folder_of(options.size, options.cache, pixels=options.pixels)
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        unet = UNet2DConditionModel.from_config(config)
+        side = options.pixels // 8 if options.size != "emoji" else config["sample_size"]
+        unet(torch.randn(1, 4, side, side), torch.ones(1), torch.randn(1, 77, config["cross_attention_dim"]))
+    return float(counter.get_total_flops())
+
+
+def page(results: dict[str, Any]) -> str:
+    lines = [
+        f"## {results['size']}, {results['pixels']} px, batch {results['batch']}, {results['dtype']}\n",
+        f"{results['machine']}; PyTorch {results['torch']}. Matrix products: {results['matmul'] / 1e9:.0f} GFLOP/s in "
+        f"{results['dtype']}. A forward pass of the denoiser: {results['flops'] / 1e9:.1f} GFLOP a picture.\n",
+        "| a step of | straightforward | ours | faster | peak memory | of the matmul rate |",
+        "|---|---|---|---|---|---|",
+    ]
+    passes = {"lora": 3, "imma": 3, "sample": 2}  # forward, and backward to the activations; with and without prompt
+    for row in results["operations"]:
+        name, rate = row["operation"], "—"
+        if name in passes:
+            work = passes[name] * results["flops"] * results["batch"] / row["ours"]["seconds"]
+            rate = f"{work / results['matmul']:.0%}"
+        lines.append(
+            f"| {name} | {row['plain']['seconds']:.3g} s, {row['plain']['peak_bytes'] / 2**30:.1f} GiB | "
+            f"{row['ours']['seconds']:.3g} s, {row['ours']['peak_bytes'] / 2**30:.1f} GiB | {row['faster']:.1f}× | "
+            f"{row['memory']:.0%} | {rate} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("small", "sd1", "emoji"), default="small")
+    parser.add_argument("--pixels", type=int, default=512, help="of pictures; the embedded world has its own")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=9, help="timed steps of each side, the first not counted")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side's weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", choices=sides.OPERATIONS, nargs="*", default=sides.OPERATIONS)
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--page", type=Path, help="Markdown file to write")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "immunity-benchmarks")
+    parser.add_argument("--operation", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("plain", "ours"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options)
+        return
+    import torch
+
+    from immunity.evaluation.machine import machine
+
+    shapes.folder_of(options.size, options.cache, pixels=options.pixels)
+    results = {
+        "size": options.size,
+        "pixels": options.pixels,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "machine": machine(torch.device(options.device)),
+        "torch": torch.__version__,
+        "matmul": matmul_rate(options.dtype, options.device),
+        "flops": forward_flops(options),
+        "operations": [],
+    }
+    for operation in options.only:
+        results["operations"].append(measure(operation, options))
+        print(page(results), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1))
+    if options.page:
+        options.page.write_text("# Speed and memory\n\nMade by `benchmarks/run.py`.\n\n" + page(results))
+
+
+if __name__ == "__main__":
+    main()
