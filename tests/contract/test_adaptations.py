@@ -24,6 +24,7 @@ from immunity.adaptations import (
 )
 from immunity.adaptations.new_token import NewToken
 from immunity.deltas import hash_tensors
+from immunity.files import read_token
 from immunity.models.vocabulary import LearnedToken
 from immunity.optimize import Journal, thawed
 
@@ -378,7 +379,7 @@ def test_the_files_of_a_new_token_are_read_back_and_by_plain_diffusers(model, fo
     with result.applied(model):
         ours = prediction(model, "image of <new>")
     for file in sorted((tmp_path / "token").iterdir()):
-        with LearnedToken.load(file, model).known_to(model):
+        with read_token(file).learned(model).known_to(model):
             assert torch.equal(prediction(model, "image of <new>"), ours)
     if family == "sd1":
         pipeline = tiny.plain(folder)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -159,39 +158,6 @@ class LearnedToken:
             return {named: rows}
         (own,) = rows.values()
         return {"learned_embeds.safetensors": {self.token: own}, named: {_ONE_ENCODER: own}}
-
-    @classmethod
-    def load(cls, path: str | Path, model: "DiffusionModel", *, token: str | None = None) -> "LearnedToken":
-        """Reads such a file, made for this family of models. `token`: what the word shall be; the file's own without.
-
-        A file that does not say is taken by its name: church.safetensors for <church>.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        path = Path(path)
-        try:
-            tensors: dict[str, Tensor] = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ImmunityError(
-                expected="a safetensors file of a learned token",
-                got=f"{path} ({error})",
-                remedy="learned_embeds.safetensors; pickles (.bin, .pt) are never read",
-            ) from error
-        vocabularies = model.vocabularies()
-        word = token or f"<{path.stem}>"
-        if len(vocabularies) == 1 and len(tensors) == 1:
-            ((name, rows),) = tensors.items()
-            if name != _ONE_ENCODER and token is None:
-                word = name
-            return cls(word, {vocabularies[0].component: rows.reshape(-1, rows.shape[-1])})
-        if {entry.layout for entry in vocabularies} != set(tensors):
-            raise ImmunityError(
-                expected=f"vectors for {', '.join(entry.layout for entry in vocabularies)}",
-                got=f"{', '.join(sorted(tensors)[:4])} in {path}",
-                remedy="the file of a token that was learned on this family of models",
-            )
-        return cls(word, {entry.component: tensors[entry.layout] for entry in vocabularies})
 
 
 def _rows_for(model: "DiffusionModel", learned: LearnedToken) -> dict[str, nn.Parameter]:
