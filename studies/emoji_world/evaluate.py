@@ -46,10 +46,10 @@ GALLERY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How much is generated: all trained objects at 25 steps for the model card, a few at 2 steps for a smoke run."""
+    """How much is generated: all trained objects for the model card, a few at 2 steps for a smoke run."""
 
     objects: int | None = None
-    steps: int = 25
+    steps: int = 15
     seeds: int = 4
 
     @property
@@ -240,9 +240,38 @@ def speed(work: Path) -> dict[str, float]:
     }
 
 
+CURVES = {
+    "object": ("unseen_style_top1", "object, on the unseen set"),
+    "style": ("fold_top1", "style, on unseen objects"),
+    "clip": ("zero_shot_top1", "image and text, zero-shot on the unseen set"),
+    "dino": ("nearest_all", "self-supervised, nearest neighbour"),
+}
+
+
+def learning_curves(work: Path, out: Path) -> None:
+    """Each judge's test score over its training, at the resolution that it had reached and with its raw weights'
+    average."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (key, label) in CURVES.items():
+        file = judges.folder(work, name) / "curve.jsonl"
+        if file.exists():
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            axes.plot([row["step"] for row in rows], [row[key] for row in rows], marker=".", label=label)
+    axes.set(xlabel="training step", ylabel="top-1", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(frameon=False)
+    out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out / "judges.png", dpi=110)
+
+
 def run(work: Path, out: Path, scale: Scale) -> dict[str, object]:
     quality: dict[str, object] = {"autoencoder": autoencoder_quality(work), "generator": generator_quality(work, scale)}
     gallery(work, out, scale)
+    learning_curves(work, out)
     quality |= {"memory": memory(work, out, scale), "speed": speed(work)}
     (work / "evaluation" / "quality.json").write_text(json.dumps(quality, indent=1))
     return quality
