@@ -24,6 +24,7 @@ class Mixture:
     """Adaptations, each as likely as any other; and for each, learning rates and ranks, each as likely as any other."""
 
     of: tuple[Adaptation, ...]
+    """The adaptations."""
     lr_factors: tuple[float, ...] = (1.0,)
     """Of an adaptation's own learning rate, as those of different kinds are far apart: 0.3, 1, 3."""
     ranks: tuple[int, ...] = ()

@@ -39,6 +39,7 @@ class Subject:
     """
 
     concept: Concept
+    """Its name, its kind, and the prompts by which models are asked for it."""
     attack: Path | None = None
     """Folder of the attacker's pictures."""
     defence: Path | None = None

@@ -48,14 +48,17 @@ class Study:
     """
 
     title: str
+    """At the head of the report."""
     bench: AnyBench
     """The base model, who teaches its concepts and who judges them."""
     concepts: tuple[str, ...]
+    """Their names, as the bench knows them."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Repetitions: each draws its own pictures and trains everything anew."""
     eraser: AnyEraser | None = field(default_factory=Esd)
     """None: the base model itself is attacked, as in personalization."""
     attack: AnyAdaptation
+    """What everybody is attacked with."""
     defences: Mapping[str, AnyImmunizer]
     """By the name of the arm. The first is the one that the report is about."""
     baselines: Mapping[str, AnyImmunizer] = field(default_factory=dict)
@@ -70,7 +73,9 @@ class Study:
     pictures: int = 8
     """Pictures drawn each time."""
     sampler: Sampler = Sampler()
+    """How they are drawn."""
     seed: int = 0
+    """From which every other seed is derived."""
     dtype: str = "float32"
     """Of the denoiser and the text encoder."""
     labels: Mapping[str, str] = field(default_factory=dict)
