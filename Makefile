@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_WORLD := $(VENV)/.installed-world
 
-.PHONY: demo test format-check lint types layers tests format world clean
+.PHONY: demo test format-check lint types layers tests format world bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/immunity demo
@@ -35,6 +35,10 @@ format: $(INSTALLED)
 # Trains the embedded world from nothing (hours); each stage resumes from its last checkpoint.
 world: $(INSTALLED_WORLD)
 	$(BIN)/python studies/emoji_world/build.py --budget full --ship
+
+# Speed and memory beside the straightforward loops, on the embedded world; benchmarks/run.py --help for other sizes.
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/run.py --size emoji --batch 4 --page docs/benchmarks.md
 
 # torch by exact version and on its own line: see CONTRIBUTING.md, "Two traps of the set-up".
 $(INSTALLED): pyproject.toml
