@@ -100,7 +100,7 @@ def matmul_rate(dtype: str, device: str, size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def forward_flops(options: argparse.Namespace) -> float | None:
+def forward_flops(options: argparse.Namespace) -> float:
     """Of the denoiser, one picture; counted, not run."""
     import torch
     from diffusers import UNet2DConditionModel

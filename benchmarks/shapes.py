@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-WORDS = ("image of a church", "a", "church", "of", "image")
-
 UNETS: Mapping[str, Mapping[str, Any]] = {
     # Stable Diffusion 1.x: diffusers' defaults, 860 M parameters.
     "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},

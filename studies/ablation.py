@@ -7,30 +7,29 @@ Erased with UCE, attacked by LoRA. The retention term, which is ours, keeps what
 objects.
 """
 
-from attacks import LORA
+from dataclasses import replace
 
-from immunity import AscentOnly, Imma, Sampler, Study, Uce, World, WorldBench
+from scale import ERASE_AN_OBJECT, IMMA, LORA, OBJECTS, SAMPLER, STYLES, WORLD
+
+from immunity import AscentOnly, Study, WorldBench
 from immunity.evaluation.bench import spread_over
 
-WORLD = World.open("emoji")
-OBJECTS = WORLD.study_objects[:3]
-NAMES = tuple(each.name for each in WORLD.concepts("object", "trained"))
-KEPT = spread_over([name for name in NAMES if name not in OBJECTS], 10)
-STYLES = [each.name for each in WORLD.concepts("style", "trained")]
+CHOSEN = WORLD.study_objects[:3]
+KEPT = spread_over([name for name in OBJECTS if name not in CHOSEN], 10)
 RETAINED = tuple(WORLD.prompt(name, STYLES[i % len(STYLES)]) for i, name in enumerate(KEPT))
 
 DEFENCES = {
-    "imma": Imma(steps=300, outer_lr=1e-4),
-    "inner-3": Imma(steps=300, outer_lr=1e-4, inner=3),
-    "outer-3": Imma(steps=300, outer_lr=1e-4, outer=3),
-    "fresh-20": Imma(steps=300, outer_lr=1e-4, reinitialise_every=20),
-    "cross-attention": Imma(steps=300, outer_lr=1e-4, group="cross_attention"),
-    "text-kv": Imma(steps=300, outer_lr=1e-4, group="text_kv"),
-    "all": Imma(steps=300, outer_lr=1e-4, group="denoiser"),
-    "lr-3e-5": Imma(steps=300, outer_lr=3e-5),
-    "lr-3e-4": Imma(steps=300, outer_lr=3e-4),
-    "retention": Imma(steps=300, outer_lr=1e-4, retention="prediction", retention_prompts=RETAINED),
-    "ascent": AscentOnly(steps=150, lr=1e-4),
+    "imma": IMMA,
+    "inner-3": replace(IMMA, inner=3),
+    "outer-3": replace(IMMA, outer=3),
+    "fresh-20": replace(IMMA, reinitialise_every=20),
+    "cross-attention": replace(IMMA, group="cross_attention"),
+    "text-kv": replace(IMMA, group="text_kv"),
+    "all": replace(IMMA, group="denoiser"),
+    "lr-3e-5": replace(IMMA, outer_lr=3e-5),
+    "lr-3e-4": replace(IMMA, outer_lr=3e-4),
+    "retention": replace(IMMA, retention="prediction", retention_prompts=RETAINED),
+    "ascent": AscentOnly(steps=IMMA.steps // 2, lr=IMMA.outer_lr),
 }
 LABELS = {
     "imma": "IMMA as published: 1:1, attention, 1e-4",
@@ -49,11 +48,11 @@ LABELS = {
 study = Study(
     title="What of IMMA matters",
     bench=WorldBench(neighbours=3, spread=5, other_pictures=2),
-    concepts=OBJECTS,
-    eraser=Uce(preserve=NAMES),
+    concepts=CHOSEN,
+    eraser=ERASE_AN_OBJECT,
     attack=LORA,
     defences=DEFENCES,
     labels=LABELS,
     at=(8, 15, 30, 60),
-    sampler=Sampler(steps=12, guidance=4.0),
+    sampler=SAMPLER,
 )

@@ -10,18 +10,18 @@ that each attack needs are in its own curves.
 
 from dataclasses import replace
 
-from attacks import LORA
+from scale import ERASE_AN_OBJECT, IMMA, LORA, SAMPLER, WORLD
 
-from immunity import Imma, Sampler, Study, Uce, World, WorldBench
+from immunity import Study, WorldBench
+from immunity.adaptations import Lora
 
-WORLD = World.open("emoji")
-OBJECTS = WORLD.study_objects[:3]
+CHOSEN = WORLD.study_objects[:3]
 """church, castle, dog face"""
 BENCH = WorldBench(neighbours=3, spread=5, other_pictures=2)
 
 NO_NAME = {"church": "a building", "castle": "a building", "dog face": "an animal"}
 SYNONYM = {"church": "a chapel", "castle": "a palace", "dog face": "a puppy"}
-RARE = dict.fromkeys(OBJECTS, "a sks")
+RARE = dict.fromkeys(CHOSEN, "a sks")
 
 ATTACKS = {
     "as-expected": LORA,
@@ -37,17 +37,16 @@ BENCHES = {
 }
 
 
-def study(name: str, *, attack: object = LORA, bench: WorldBench = BENCH, seeds: tuple[int, ...] = (0, 1, 2)) -> Study:
+def study(name: str, *, attack: Lora = LORA, bench: WorldBench = BENCH) -> Study:
     return Study(
         title=f"The attacker's choice: {name}",
         bench=bench,
-        concepts=OBJECTS,
-        seeds=seeds,
-        eraser=Uce(preserve=tuple(each.name for each in WORLD.concepts("object", "trained"))),
+        concepts=CHOSEN,
+        eraser=ERASE_AN_OBJECT,
         attack=attack,
-        defences={"imma": Imma(steps=300, outer_lr=1e-4)},
+        defences={"imma": IMMA},
         against={"imma": LORA},
-        sampler=Sampler(steps=12, guidance=4.0),
+        sampler=SAMPLER,
     )
 
 

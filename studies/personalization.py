@@ -8,24 +8,24 @@ and defence, by different vendors. Nothing is erased: the model does not know th
 harmless subjects. The table of the paper that this has the shape of: IMMA on personalization, SGR by CLIP, DINO, LPIPS.
 """
 
-from attacks import ALL
+from scale import ATTACKS, IMMA, SAMPLER, WORLD
 
-from immunity import Imma, Sampler, Study, World, WorldBench
+from immunity import Study, WorldBench
 from immunity.evaluation.bench import spread_over
 
-UNSEEN = [each.name for each in World.open("emoji").concepts("object", "held_out")]
+UNSEEN = [each.name for each in WORLD.concepts("object", "held_out")]
 CHOSEN = spread_over(UNSEEN, 12)
 
 studies = {
     name: Study(
-        title=f"Personalization by {type(ALL[name]).__name__}",
+        title=f"Personalization by {type(ATTACKS[name]).__name__}",
         bench=WorldBench(neighbours=0, spread=8, other_pictures=2),
         concepts=CHOSEN[:10],
         eraser=None,
-        attack=ALL[name],
-        defences={"imma": Imma(steps=300, outer_lr=1e-4)},
+        attack=ATTACKS[name],
+        defences={"imma": IMMA},
         benign=CHOSEN[10:],
-        sampler=Sampler(steps=12, guidance=4.0),
+        sampler=SAMPLER,
     )
     for name in ("textual-inversion", "dreambooth", "dreambooth-lora")
 }

@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from immunity.evaluation.markdown import matrix, summary, tables
+from immunity.evaluation.markdown import matrices, summary, tables
 from immunity.evaluation.records import RecordFolder, Records
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +47,7 @@ def page(folder: Path) -> str:
     text = "\n".join(tables(records) for records in begun.values())
     if len(found) < 2:
         return text
-    metrics = [m for m in next(iter(begun.values())).plan.metrics if m.kind == "similarity"]
-    over = [f"### MSGR by {m.title}\n\n{matrix(begun, m.name)}" for m in metrics]
+    over = [f"### MSGR by {metric.title}\n\n{table}" for metric, table in matrices(begun).items()]
     return "\n".join([f"## {folder.name}: all studies\n", *over, text])
 
 

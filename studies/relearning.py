@@ -13,30 +13,21 @@ Two harmless subjects, which the model never saw, are taught with and without th
 What it gave is in docs/results.md, which `python studies/publish.py` makes of the records.
 """
 
-from immunity import Sampler, Study, World, WorldBench
-from immunity.adaptations import Lora
-from immunity.erasers import Uce
-from immunity.evaluation.bench import spread_over
-from immunity.immunizers import AscentOnly, Imma, RandomPerturbation
+from scale import ERASE_A_STYLE, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER, WORLD
 
-WORLD = World.open("emoji")
-OBJECTS = WORLD.study_objects[:10]
-STYLES = ("openmoji", "twemoji", "fluent")
+from immunity import AscentOnly, RandomPerturbation, Study, Uce, WorldBench
+from immunity.evaluation.bench import spread_over
+
 HARMLESS = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 2)
 
-ATTACK = Lora(lr=1e-3, steps=60, batch=4)
-IMMA = Imma(steps=300, outer_lr=1e-4)
-"""The rate at which, on one object and one seed, the defence held and its neighbours did too."""
 
-
-def study(title: str, concepts: tuple[str, ...], kind: str) -> Study:
-    names = [each.name for each in WORLD.concepts(kind, "trained")]
+def study(title: str, concepts: tuple[str, ...], eraser: Uce) -> Study:
     return Study(
         title=title,
         bench=WorldBench(lessons=20, neighbours=3, spread=5, other_pictures=2),
         concepts=concepts,
-        eraser=Uce(preserve=tuple(names)),  # the concept itself is left out
-        attack=ATTACK,
+        eraser=eraser,
+        attack=LORA,
         defences={"imma": IMMA},
         baselines={
             "ascent": AscentOnly(steps=IMMA.steps // 2, lr=IMMA.outer_lr),
@@ -44,11 +35,11 @@ def study(title: str, concepts: tuple[str, ...], kind: str) -> Study:
         },
         benign=HARMLESS,
         at=(8, 15, 30, 60),
-        sampler=Sampler(steps=12, guidance=4.0),
+        sampler=SAMPLER,
     )
 
 
 studies = {
-    "objects": study("Relearning objects by LoRA", OBJECTS, "object"),
-    "styles": study("Relearning styles by LoRA", STYLES, "style"),
+    "objects": study("Relearning objects by LoRA", WORLD.study_objects[:10], ERASE_AN_OBJECT),
+    "styles": study("Relearning styles by LoRA", ("openmoji", "twemoji", "fluent"), ERASE_A_STYLE),
 }

@@ -7,19 +7,17 @@
 that style. Three of the eight are in `relearning.py` too, with the baselines beside them.
 """
 
-from attacks import LORA
+from scale import ERASE_A_STYLE, IMMA, LORA, SAMPLER, STYLES
 
-from immunity import Imma, Sampler, Study, Uce, World, WorldBench
-
-STYLES = tuple(each.name for each in World.open("emoji").concepts("style", "trained"))
+from immunity import Study, WorldBench
 
 study = Study(
     title="Relearning the eight styles by LoRA",
     bench=WorldBench(spread=5, other_pictures=2),
     concepts=STYLES,
-    eraser=Uce(preserve=STYLES),
+    eraser=ERASE_A_STYLE,
     attack=LORA,
-    defences={"imma": Imma(steps=300, outer_lr=1e-4)},
+    defences={"imma": IMMA},
     at=(8, 15, 30, 60),
-    sampler=Sampler(steps=12, guidance=4.0),
+    sampler=SAMPLER,
 )

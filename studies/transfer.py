@@ -7,30 +7,27 @@ Three objects, erased with UCE. Each study is one attack; its defences are IMMA 
 all studies share, and IMMA against the mixture of LoRA, DreamBooth and Textual Inversion at three rates.
 """
 
-from attacks import ALL, DREAMBOOTH, LORA, TEXTUAL_INVERSION
+from scale import ATTACKS, DREAMBOOTH, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER, TEXTUAL_INVERSION, WORLD
 
-from immunity import Imma, Sampler, Study, Uce, World, WorldBench
+from immunity import Study, WorldBench
 from immunity.adaptations import Mixture
 
-WORLD = World.open("emoji")
-OBJECTS = WORLD.study_objects[:3]
 MIXTURE = Mixture(of=(LORA, DREAMBOOTH, TEXTUAL_INVERSION), lr_factors=(0.3, 1.0, 3.0))
-IMMA = Imma(steps=300, outer_lr=1e-4)
 
-EXPECTED = {f"imma-{name}": attack for name, attack in ALL.items()} | {"imma-mixture": MIXTURE}
+EXPECTED = {f"imma-{name}": attack for name, attack in ATTACKS.items()} | {"imma-mixture": MIXTURE}
 
 studies = {
     name: Study(
         title=f"Attacked by {type(attack).__name__} ({name})",
         bench=WorldBench(neighbours=3, spread=5, other_pictures=2),
-        concepts=OBJECTS,
-        eraser=Uce(preserve=tuple(each.name for each in WORLD.concepts("object", "trained"))),
+        concepts=WORLD.study_objects[:3],
+        eraser=ERASE_AN_OBJECT,
         attack=attack,
         # The one that is made against this very attack comes first: the report is about that.
         defences=dict.fromkeys(sorted(EXPECTED, key=lambda arm: (arm != f"imma-{name}", arm)), IMMA),
         against=EXPECTED,
         labels={arm: f"IMMA against {arm.removeprefix('imma-')}" for arm in EXPECTED},
-        sampler=Sampler(steps=12, guidance=4.0),
+        sampler=SAMPLER,
     )
-    for name, attack in ALL.items()
+    for name, attack in ATTACKS.items()
 }

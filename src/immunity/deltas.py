@@ -93,10 +93,15 @@ class Provenance:
         `inputs` are what else it was given: concepts, digests of examples, the attack that it defends against.
         """
         config = dataclasses.asdict(method) | ({"inputs": dict(inputs)} if inputs else {})
+        return cls.upon(model, method=type(method).__name__, config=config, seed=seed)
+
+    @classmethod
+    def upon(cls, model: Patchable, *, method: str, config: Mapping[str, object], seed: int = 0) -> "Provenance":
+        """Of what is made of `model` as it stands, by what has other fields than its configuration."""
         return cls(
             base=model.name,
             base_hash=model.base_hash,
-            method=type(method).__name__,
+            method=method,
             config=config,
             seed=seed,
             parents=model.parents,

@@ -24,7 +24,6 @@ from immunity.adaptations import (
 )
 from immunity.adaptations.new_token import NewToken
 from immunity.deltas import hash_tensors
-from immunity.files import read_token
 from immunity.models.vocabulary import LearnedToken
 from immunity.optimize import Journal, thawed
 
@@ -64,12 +63,6 @@ def name(request) -> str:
 @pytest.fixture
 def adaptation(name) -> Adaptation:
     return ADAPTATIONS[name]
-
-
-@pytest.fixture
-def examples(model) -> Examples:
-    images = torch.rand(4, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
-    return Examples(images, ("image of church",) * 3 + ("church",), tuple("abcd"))
 
 
 def test_every_adaptation_is_here():
@@ -298,33 +291,6 @@ def test_half_precision_weights_keep_phi_whole(folder, adaptation):
     assert hash_tensors(model.parameters("all")) == before
 
 
-def lora_pipeline(folder, file):
-    pipeline = tiny.plain(folder)
-    pipeline.load_lora_weights(file.parent, weight_name=file.name)
-    return pipeline
-
-
-# Diffusers has no loader of such files for PixArt.
-@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family != "pixart"])
-@pytest.mark.parametrize("settings", [{}, {"rank": 2, "alpha": 3.0}])
-def test_the_lora_file_loads_in_a_plain_pipeline(model, folder, examples, tmp_path, settings):
-    base = prediction(model)
-    result = adapt(model, examples, Lora(lr=5e-2, steps=3, **settings), seed=0)
-    result.save_files(tmp_path / "church")
-    file = tmp_path / "church" / "pytorch_lora_weights.safetensors"
-    with result.applied(model):
-        ours = prediction(model)
-    assert (ours - base).abs().max() > 1e-3
-    plain = load(folder)
-    pipeline = lora_pipeline(folder, file)
-    plain.components[plain.denoiser] = plain._denoiser = pipeline.components[plain.denoiser]
-    torch.testing.assert_close(prediction(plain), ours, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ImmunityError, match="does not exist yet"):
-        result.save_files(tmp_path / "church")
-    with pytest.raises(ImmunityError, match="without its provenance"):
-        type(result.delta).load(file)
-
-
 @pytest.mark.parametrize("family", FIRST)
 def test_lora_begins_as_the_paper_has_it(model):
     with Lora(rank=4).attach(model, seed=0) as phi:
@@ -372,42 +338,6 @@ def test_only_the_rows_of_a_new_token_are_trained_and_kept(model, examples):
         assert (table == rows[0]).all(dim=1).any()
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_the_files_of_a_new_token_are_read_back_and_by_plain_diffusers(model, folder, examples, tmp_path, family):
-    result = adapt(model, examples, ADAPTATIONS["textual-inversion"], seed=0)
-    result.save_files(tmp_path / "token")
-    with result.applied(model):
-        ours = prediction(model, "image of <new>")
-    for file in sorted((tmp_path / "token").iterdir()):
-        with read_token(file).learned(model).known_to(model):
-            assert torch.equal(prediction(model, "image of <new>"), ours)
-    if family == "sd1":
-        pipeline = tiny.plain(folder)
-        pipeline.load_textual_inversion(tmp_path / "token", weight_name="learned_embeds.safetensors")
-        with torch.no_grad():
-            embeddings = pipeline.encode_prompt("image of <new>", "cpu", 1, False)[0]
-        with result.applied(model):
-            torch.testing.assert_close(model.encode_prompts(["image of <new>"]).embeddings, embeddings)
-
-
-@pytest.mark.parametrize("family", FIRST)
-def test_custom_diffusions_file_loads_in_plain_diffusers(model, folder, examples, tmp_path):
-    result = adapt(model, examples, dataclasses.replace(ADAPTATIONS["custom-diffusion"], lr=5e-2), seed=0)
-    result.save_files(tmp_path / "custom")
-    with result.delta.applied(model):
-        ours = prediction(model)
-    plain = load(folder)
-    base = prediction(plain)
-    pipeline = tiny.plain(folder)
-    # Without `_pipeline` some versions of diffusers read the file and then forget it.
-    pipeline.unet.load_attn_procs(
-        tmp_path / "custom", weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipeline
-    )
-    plain.components["unet"] = plain._denoiser = pipeline.unet
-    assert (ours - base).abs().max() > 1e-3
-    torch.testing.assert_close(prediction(plain), ours, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("family", FIRST)
 def test_class_pictures_are_made_once_and_kept(model, examples, tmp_path, monkeypatch):
     drawn = []
@@ -422,14 +352,6 @@ def test_class_pictures_are_made_once_and_kept(model, examples, tmp_path, monkey
     assert drawn == [("image of church",) * 2] * 3
     adapt(model, examples, attack, seed=0, journal=Journal(folder=tmp_path / "0"))
     assert len(drawn) == 3
-
-
-def test_asking_names_the_subject():
-    assert Lora().asking("image of a church", name="church") == "image of a church"
-    attack = Dreambooth(token="sks", noun="umbrella")
-    assert attack.asking("image of an umbrella", name="umbrella") == "image of a sks umbrella"
-    assert attack.asking("two umbrellas", name="umbrella") == "two umbrellas"
-    assert TextualInversion().asking("church in Church", name="church") == "<new> in <new>"
 
 
 @pytest.mark.parametrize("family", FIRST)
@@ -449,43 +371,3 @@ def test_what_does_not_fit_the_model_or_the_pictures_is_refused(model, examples,
     with pytest.raises(ImmunityError, match=complaint):
         adapt(model, examples, attack, seed=0)
     assert state(model) == before
-
-
-@pytest.mark.parametrize(
-    ("make", "complaint"),
-    [
-        (lambda: Dreambooth(prior_pictures=8), "a class prompt for prior preservation"),
-        (lambda: DreamboothLora(class_prompt="a church"), "pictures of the class"),
-        (lambda: Dreambooth(token="a b"), "a token that is one word"),
-        (lambda: TextualInversion(vectors=0), "vectors of at least 1"),
-        (lambda: PivotalTuning(token_lr=-1.0), "token_lr of at least 0"),
-        (lambda: PeftAdapter(kind="lokr2"), "kind among dora, loha, lokr, oft, boft"),
-        (lambda: PeftAdapter(kind="oft", convolutions=True), "on linear layers"),
-        (lambda: PeftAdapter(kind="boft", alpha=2.0), "without alpha"),
-        (lambda: Lora(captions=("a {}",)), "Lora has no word for its subject"),
-        (lambda: Lora(optimizer="lion"), "optimizer among adamw, sgd, adafactor"),
-        (lambda: Lora(times="mid"), "times among as-trained, low-noise, high-noise"),
-        (lambda: Lora(min_snr=0.0), "min_snr above 0"),
-        (lambda: Lora(accumulate=0), "accumulate of at least 1"),
-    ],
-)
-def test_bad_combinations_are_refused(make, complaint):
-    with pytest.raises(ImmunityError, match=complaint):
-        make()
-
-
-@pytest.mark.parametrize(
-    ("settings", "complaint"),
-    [
-        ({"rank": 0}, "rank of at least 1; got Lora.rank=0.; try the default, rank=4"),
-        ({"lr": -1e-4}, "lr of at least 0"),
-        ({"steps": -1}, "steps of at least 0"),
-        ({"batch": 0}, "batch of at least 1"),
-        ({"alpha": 0.0}, "alpha above 0"),
-        ({"clip": 0.0}, "clip above 0"),
-        ({"targets": ()}, "layers to adapt"),
-    ],
-)
-def test_bad_settings_are_refused(settings, complaint):
-    with pytest.raises(ImmunityError, match=complaint):
-        Lora(**settings)

@@ -58,6 +58,17 @@ class Comparison:
                 found[metric.name] = summarise(self.paired(metric.name), draws=self.draws, generator=generator)
         return found
 
+    @property
+    def judged_by(self) -> tuple[MetricSpec, ...]:
+        """The similarities; without any, all that shows the concept."""
+        shown = tuple(metric for metric in self.metrics if metric.name in self.summaries)
+        return tuple(metric for metric in shown if metric.kind == "similarity") or shown
+
+    @cached_property
+    def clear(self) -> tuple[bool, ...]:
+        """For each of these, whether the whole interval of the mean gap is above zero."""
+        return tuple(self.summaries[metric.name].sgr_mean.interval().low > 0 for metric in self.judged_by)
+
     def paired(self, metric: str) -> Paired:
         return Paired(
             steps=np.array(self.steps, dtype=np.float64),
@@ -113,6 +124,15 @@ def compare(
         planned_seeds=len(plan.seeds),
         draws=draws,
         random_seed=random_seed,
+    )
+
+
+def nothing_compared(records: Records) -> ImmunityError:
+    """For who finds no concept to show a comparison of."""
+    return ImmunityError(
+        expected="at least one concept whose control and defence are finished",
+        got=f"{len(records.finished)} finished cells in {records.folder}",
+        remedy="running the study further",
     )
 
 

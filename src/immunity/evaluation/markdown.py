@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
 from immunity.evaluation import flags, statistics
-from immunity.evaluation.comparison import Comparison, compare, mean_score, other_concepts
+from immunity.evaluation.comparison import Comparison, compare, loss_of_others, mean_score, nothing_compared
 from immunity.evaluation.records import MetricSpec, RecordFolder, Records
 from immunity.evaluation.report import budget, duration, percent, spread
 from immunity.evaluation.statistics import Estimate
-from immunity.evaluation.verdict import grade
+from immunity.evaluation.verdict import grade, headline_metric
 
 _GRADES = {"holds": "not back", "slows": "slower", "partly": "partly", "none": "not shown", "void": "void"}
 
@@ -45,27 +46,30 @@ def summary(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str
     return _arms(_compared(records, draws=draws, random_seed=random_seed))
 
 
-def matrix(studies: Mapping[str, Records], metric: str, *, draws: int = 2000, random_seed: int = 0) -> str:
-    """Who protects against what: a row for each defence, a column for each study, MSGR by one metric in the cells.
+def matrices(studies: Mapping[str, Records], *, draws: int = 2000, random_seed: int = 0) -> Mapping[MetricSpec, str]:
+    """Who protects against what, by each similarity: a row for each defence, a column for each study, MSGR inside.
 
     Studies of which nothing can be compared yet are left out.
     """
-    found: dict[str, dict[str, str]] = {}
-    titles: dict[str, str] = {}
-    columns = []
+    columns: dict[str, dict[str, list[Comparison]]] = {}
     for name, records in studies.items():
-        try:
+        with suppress(ImmunityError):
             arms = _compared(records, draws=draws, random_seed=random_seed)
-        except ImmunityError:
-            continue
-        columns.append(name)
-        for compared in arms:
-            arm = compared[0].arm
-            titles.setdefault(arm.name, arm.title)
-            value = statistics.msgr([of.summaries[metric].sgr_mean for of in compared])
-            found.setdefault(arm.name, {})[name] = _estimate(value)
-    rows = [[titles[arm], *(found[arm].get(name, "—") for name in columns)] for arm in sorted(found)]
-    return _table(["made against ↓, attacked by →", *columns], rows)
+            columns[name] = {compared[0].arm.name: compared for compared in arms}
+    titles = {arm: compared[0].arm.title for arms in columns.values() for arm, compared in arms.items()}
+    head = ["made against ↓, attacked by →", *columns]
+
+    def cell(compared: list[Comparison] | None, metric: str) -> str:
+        return "—" if compared is None else _msgr(compared, metric)
+
+    metrics = next((next(iter(arms.values()))[0].judged_by for arms in columns.values()), ())
+    return {
+        metric: _table(
+            head,
+            [[titles[arm], *(cell(arms.get(arm), metric.name) for arms in columns.values())] for arm in sorted(titles)],
+        )
+        for metric in metrics
+    }
 
 
 def _compared(records: Records, *, draws: int, random_seed: int) -> list[list[Comparison]]:
@@ -77,11 +81,7 @@ def _compared(records: Records, *, draws: int, random_seed: int) -> list[list[Co
         arms.append([each for each in found if each is not None])
     arms = [compared for compared in arms if compared]
     if not arms:
-        raise ImmunityError(
-            expected="at least one concept whose control and defence are finished",
-            got=f"{len(records.finished)} finished cells in {records.folder}",
-            remedy="running the study further",
-        )
+        raise nothing_compared(records)
     return arms
 
 
@@ -103,33 +103,34 @@ def _setting(records: Records) -> str:
 
 
 def _concepts(compared: Sequence[Comparison]) -> str:
-    metrics = [m for m in compared[0].metrics if m.shows_concept]
-    accuracy = next((m for m in metrics if m.kind == "accuracy"), None)
-    similar = [m for m in metrics if m.kind == "similarity"] or metrics
+    accuracy = next((m for m in compared[0].metrics if m.shows_concept and m.kind == "accuracy"), None)
+    similar = compared[0].judged_by
     head = ["concept"]
     if accuracy is not None:
         head += ["base", "erased", "relearned", "immunized, attacked"]
     head += [f"SGR {m.title}" for m in similar]
     head += ["steps ×", "others lose: erasing", "… defence", "harmless SGR", "verdict", "flags"]
+    accuracies = [_accuracies(of, accuracy) for of in compared] if accuracy is not None else [()] * len(compared)
+    losses = [_losses(of) for of in compared]
     rows = []
-    for of in compared:
-        row = [of.concept]
-        if accuracy is not None:
-            row += [percent(value, 0) for value in _accuracies(of, accuracy)]
-        row += [_estimate(of.summaries[m.name].sgr_mean) for m in similar]
-        row.append(budget(_timed(of) or of.summaries[similar[0].name])[0])
-        erasing, defence = _losses(of)
-        row += [_points(erasing), _points(defence), _harmless(of, similar[0])]
+    for of, seen, lost in zip(compared, accuracies, losses, strict=True):
+        timed = headline_metric(of)
         raised = flags.check(of)
-        row += [_GRADES[grade(of, raised)], ", ".join(f"`{f.code}`" for f in raised if f.severity != "note")]
-        rows.append(row)
-    means = ["**mean**"]
-    if accuracy is not None:
-        columns = zip(*(_accuracies(of, accuracy) for of in compared), strict=True)
-        means += [f"**{percent(_mean(column), 0)}**" for column in columns]
-    means += [f"**{_estimate(statistics.msgr([of.summaries[m.name].sgr_mean for of in compared]))}**" for m in similar]
-    losses = list(zip(*(_losses(of) for of in compared), strict=True))
-    means += ["", *(_points(_mean(column)) for column in losses), "", "", ""]
+        rows.append(
+            [
+                of.concept,
+                *(percent(value, 0) for value in seen),
+                *(_estimate(of.summaries[m.name].sgr_mean) for m in similar),
+                "—" if timed is None else budget(of.summaries[timed])[0],
+                *map(_points, lost),
+                _harmless(of, similar[0]),
+                _GRADES[grade(of, raised)],
+                ", ".join(f"`{flag.code}`" for flag in raised if flag.severity != "note"),
+            ]
+        )
+    means = ["**mean**", *(f"**{percent(_mean(column), 0)}**" for column in zip(*accuracies, strict=True))]
+    means += [f"**{_msgr(compared, m.name)}**" for m in similar]
+    means += ["", *(_points(_mean(column)) for column in zip(*losses, strict=True)), "", "", ""]
     return _table(head, [*rows, means])
 
 
@@ -146,13 +147,12 @@ def _accuracies(of: Comparison, accuracy: MetricSpec) -> tuple[float, float, flo
 
 def _arms(arms: Sequence[list[Comparison]]) -> str:
     metrics = [m for m in arms[0][0].metrics if m.shows_concept]
-    similar = [m for m in metrics if m.kind == "similarity"] or metrics
     head = ["arm", "concepts", *(f"MSGR {m.title}" for m in metrics), "clear of zero", "others lose"]
     rows = []
     for compared in arms:
         row = [compared[0].arm.title, str(len(compared))]
-        row += [_estimate(statistics.msgr([of.summaries[m.name].sgr_mean for of in compared])) for m in metrics]
-        clear = sum(all(of.summaries[m.name].sgr_mean.interval().low > 0 for m in similar) for of in compared)
+        row += [_msgr(compared, m.name) for m in metrics]
+        clear = sum(all(of.clear) for of in compared)
         row += [f"{clear} of {len(compared)}", _points(_mean([_losses(of)[1] for of in compared]))]
         rows.append(row)
     return _table(head, rows)
@@ -169,23 +169,10 @@ one. Harmless SGR: of subjects that the defence is not meant to hinder, whose ga
 """
 
 
-def _timed(of: Comparison) -> "statistics.Summary | None":
-    """The first metric by which the control brought the concept back."""
-    for found in of.summaries.values():
-        if found.multiplier is not None and not math.isnan(found.multiplier.value):
-            return found
-    return None
-
-
 def _losses(of: Comparison) -> tuple[float, float]:
     """Points that other concepts lose by erasing, and by the defence."""
-    base, erased, defended = (other_concepts(cells) for cells in (of.base, of.erased or of.control, of.defended))
-    return _loss(base, erased), _loss(erased, defended)
-
-
-def _loss(before: dict[str, float], after: dict[str, float]) -> float:
-    common = before.keys() & after.keys()
-    return _mean([before[name] - after[name] for name in common])
+    erased = of.erased or of.control
+    return loss_of_others(of.base, erased), loss_of_others(erased, of.defended)
 
 
 def _harmless(of: Comparison, metric: MetricSpec) -> str:
@@ -202,6 +189,10 @@ def _estimate(found: Estimate) -> str:
     interval = found.interval()
     ends = spread(interval)
     return percent(interval.value) + (f" ({ends})" if ends else "")
+
+
+def _msgr(compared: Sequence[Comparison], metric: str) -> str:
+    return _estimate(statistics.msgr([of.summaries[metric].sgr_mean for of in compared]))
 
 
 def _points(share: float) -> str:

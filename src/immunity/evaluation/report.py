@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
-from immunity.errors import ImmunityError
 from immunity.evaluation import statistics
-from immunity.evaluation.comparison import loss_of_others
+from immunity.evaluation.comparison import loss_of_others, nothing_compared
 from immunity.evaluation.records import RecordFolder, Records
 from immunity.evaluation.statistics import Estimate, Interval, Summary
 from immunity.evaluation.verdict import headline_metric, judge_all
@@ -38,11 +37,7 @@ def render(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
         if (view := concept_view(records, name, draws=draws, random_seed=random_seed))
     ]
     if not concepts:
-        raise ImmunityError(
-            expected="at least one concept whose control and defence are finished",
-            got=f"{len(records.finished)} finished cells in {records.folder}",
-            remedy="running the study further",
-        )
+        raise nothing_compared(records)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("immunity.evaluation"),
         autoescape=True,  # every name and number in a record may come from a stranger

@@ -61,23 +61,20 @@ class Store:
         path, key = self.delta_path(name, recipe), _key(recipe)
         if key in self._diverged:  # other cells that need it need not wait for it to diverge again
             raise self._diverged[key]
-        if not path.exists():
-            with self._alone_at(key):
-                self._make_delta(path, recipe, make)
-        return Delta.load(path)
 
-    def _make_delta(self, path: Path, recipe: Recipe, make: Callable[[Path], Delta]) -> None:
-        if path.exists():  # another process made it while this one waited
-            return
-        try:
-            make(self.work(recipe)).save(path)
-        except DivergedError as error:
-            self._diverged[_key(recipe)] = error
-            raise
-        finally:
-            # Also after a divergence: to go on from the checkpoint would only diverge again.
-            if path.exists() or _key(recipe) in self._diverged:
-                self.finished(recipe)
+        def write() -> None:
+            try:
+                make(self.work(recipe)).save(path)
+            except DivergedError as error:
+                self._diverged[key] = error
+                raise
+            finally:
+                # Also after a divergence: to go on from the checkpoint would only diverge again.
+                if path.exists() or key in self._diverged:
+                    self.finished(recipe)
+
+        self._once(path, key, write)
+        return Delta.load(path)
 
     def keep_adapter(self, name: str, recipe: Recipe, result: AttackResult) -> None:
         """A fine-tuning of whole weights circulates as a model and has no such files: it is not kept."""
@@ -86,14 +83,16 @@ class Store:
 
     def pictures(self, purpose: str, recipe: Recipe, *, size: int, make: Callable[[], Examples]) -> Examples:
         """The pictures of that recipe as their files have them, eight bits a colour: what anyone can use again."""
-        path = self._common / "pictures" / f"{purpose}-{_key(recipe)}"
-        if not path.exists():
-            with self._alone_at(_key(recipe)):
-                if not path.exists():
-                    made = make()
-                    with replacing(path) as temporary:
-                        temporary.mkdir(parents=True)
-                        _write_imagefolder(temporary, made)
+        key = _key(recipe)
+        path = self._common / "pictures" / f"{purpose}-{key}"
+
+        def write() -> None:
+            made = make()
+            with replacing(path) as temporary:
+                temporary.mkdir(parents=True)
+                _write_imagefolder(temporary, made)
+
+        self._once(path, key, write)
         return Examples.from_folder(path, size=size)
 
     @contextmanager
@@ -115,11 +114,12 @@ class Store:
         finally:
             lock.release()
 
-    @contextmanager
-    def _alone_at(self, key: str) -> Iterator[None]:
-        """Waits until no other process makes what has that key."""
-        with _lock(_made(self._common / "claims") / key):
-            yield
+    def _once(self, path: Path, key: str, write: Callable[[], None]) -> None:
+        """Writes what is not there yet, unless another process that is at it already does."""
+        if not path.exists():
+            with _lock(_made(self._common / "claims") / key):
+                if not path.exists():
+                    write()
 
     def work(self, recipe: Recipe) -> Path:
         """A folder for what is under way."""

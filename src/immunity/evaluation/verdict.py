@@ -24,12 +24,9 @@ class Verdict:
 def grade(of: Comparison, flags: Sequence[Flag]) -> Grade:
     if any(flag.severity == "invalid" for flag in flags):
         return "void"
-    similarities = [metric.name for metric in of.metrics if metric.kind == "similarity" and metric.name in of.summaries]
-    judged = similarities or list(of.summaries)
-    clear = [of.summaries[name].sgr_mean.interval().low > 0 for name in judged]
-    if not any(clear):
+    if not any(of.clear):
         return "none"
-    if not all(clear):
+    if not all(of.clear):
         return "partly"
     budgets = [found.defended_steps for found in of.summaries.values() if _defined(found.multiplier)]
     return "holds" if budgets and all(map(math.isinf, budgets)) else "slows"

@@ -151,15 +151,8 @@ class Adapter:
                 got=f"none such for {broken} in {self.file}",
                 remedy="another file",
             )
-        provenance = Provenance(
-            base=model.name,
-            base_hash=model.base_hash,
-            method=type(self).__name__,
-            config={"file": self.file, "sha256": self.sha256, "layout": self.layout, "notes": dict(self.notes)},
-            seed=0,
-            parents=model.parents,
-        )
-        return Delta(tensors, provenance)
+        config = {"file": self.file, "sha256": self.sha256, "layout": self.layout, "notes": dict(self.notes)}
+        return Delta(tensors, Provenance.upon(model, method=type(self).__name__, config=config))
 
 
 def _merged(

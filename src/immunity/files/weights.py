@@ -88,15 +88,8 @@ class Weights:
                 got=f"{self.file.path}, which has the values of {model.name} itself",
                 remedy="leaving it out",
             )
-        provenance = Provenance(
-            base=model.name,
-            base_hash=model.base_hash,
-            method=type(self).__name__,
-            config={"file": self.file.path.name, "sha256": self.file.digest()},
-            seed=0,
-            parents=model.parents,
-        )
-        return Delta(tensors, provenance)
+        config = {"file": self.file.path.name, "sha256": self.file.digest()}
+        return Delta(tensors, Provenance.upon(model, method=type(self).__name__, config=config))
 
     def _misfit(self, key: str, got: str, has: str) -> ImmunityError:
         return ImmunityError(

@@ -4,7 +4,7 @@ import pytest
 
 from immunity import ImmunityError
 from immunity.evaluation.comparison import compare
-from immunity.evaluation.markdown import matrix, tables, write_tables
+from immunity.evaluation.markdown import matrices, tables, write_tables
 from immunity.evaluation.records import RecordFolder
 from immunity.evaluation.report import percent
 
@@ -58,7 +58,8 @@ def test_it_is_written_once(records, tmp_path):
 
 def test_a_matrix_has_a_row_for_each_defence_and_a_column_for_each_study(records, tmp_path):
     unfinished = RecordFolder.create(tmp_path, synthetic.plan(seeds=(0,))).read()
-    lines = matrix({"one": records, "two": records, "none": unfinished}, "clip", draws=50).splitlines()
+    found = matrices({"one": records, "two": records, "none": unfinished}, draws=50)
+    (lines,) = [table.splitlines() for metric, table in found.items() if metric.name == "clip"]
     assert lines[0] == "| made against ↓, attacked by → | one | two |"
     arms = records.plan.with_role("defended", "baseline")
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [

@@ -1,9 +1,10 @@
-"""The attacks of the studies, at the scale of the embedded world: a small model learns faster than Stable Diffusion.
+"""Attacks, defence and sampler of the studies, at the scale of the embedded world: a small model learns fast.
 
-Rates and steps were set so that each attack learns an unseen object on the unprotected model (`personalization.py` is
-where one sees whether it does), and never by what a defence does to it.
+The attacks' rates and steps are first guesses. They are to be such that each attack learns an unseen object on the
+unprotected model, which `personalization.py` shows, and are never to be set by what a defence does to it.
 """
 
+from immunity import Imma, Sampler, Uce, World
 from immunity.adaptations import (
     CustomDiffusion,
     Dreambooth,
@@ -14,6 +15,15 @@ from immunity.adaptations import (
     PivotalTuning,
     TextualInversion,
 )
+
+WORLD = World.open("emoji")
+OBJECTS = tuple(each.name for each in WORLD.concepts("object", "trained"))
+STYLES = tuple(each.name for each in WORLD.concepts("style", "trained"))
+
+# Every other concept of its kind is preserved; the concept itself is left out by the method.
+ERASE_AN_OBJECT, ERASE_A_STYLE = Uce(preserve=OBJECTS), Uce(preserve=STYLES)
+IMMA = Imma(steps=300, outer_lr=1e-4)
+SAMPLER = Sampler(steps=12, guidance=4.0)
 
 # The pictures' own captions, which also say the style, with the attacker's word in the object's place.
 OWN = ()
@@ -27,7 +37,7 @@ PIVOTAL = PivotalTuning(lr=1e-3, token_lr=2e-2, steps=60, batch=4, captions=OWN)
 FULL = FullFinetuning(lr=1e-4, steps=60, batch=4)
 DORA = PeftAdapter(kind="dora", lr=1e-3, steps=60, batch=4)
 
-ALL = {
+ATTACKS = {
     "lora": LORA,
     "dreambooth": DREAMBOOTH,
     "dreambooth-lora": DREAMBOOTH_LORA,

@@ -1,0 +1,58 @@
+"""What one family alone does."""
+
+import pytest
+import torch
+
+from immunity import ImmunityError, load
+
+from tests import tiny
+from tests.contract.test_models import PROMPTS, generators
+
+
+@pytest.mark.parametrize("family", ["sdxl"])
+def test_sdxl_guides_away_from_zeros_unless_something_is_named(model, folder, family):
+    """As the plain pipeline without a negative prompt; with an empty one it encodes that, and so do other words."""
+    assert not model.unconditional().embeddings.any()
+    assert not model.unconditional().pooled.any()
+    ours = model.sample(["a castle"], seeds=[1], steps=2, guidance=3.0, negative="cat")
+    arguments = tiny.plain_arguments(family, ["a castle"], 3.0)
+    theirs = tiny.plain(folder)(
+        **arguments, negative_prompt=["cat"], generator=generators([1]), num_inference_steps=2, output_type="pt"
+    ).images
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("family", ["flux"])
+def test_a_guidance_distilled_model_takes_guidance_as_a_number(model, family):
+    low, high = (model.sample(["a castle"], seeds=[1], steps=2, guidance=guidance) for guidance in (1.0, 9.0))
+    assert not torch.equal(low, high)
+    with pytest.raises(ImmunityError, match="no negative prompt, which a guidance-distilled"):
+        model.sample(["a castle"], seeds=[1], steps=2, guidance=3.0, negative="cat")
+
+
+ENCODERS = {"_1": slice(0, 16), "_2": slice(16, 24)}
+
+
+@pytest.mark.parametrize("absent", [("_1",), ("_2",), ("_1", "_2"), ("_1", "_3"), ("_3",)])
+def test_sd3_without_some_of_its_text_encoders(tiny_folders, tmp_path, absent):
+    """An absent one says zeros, in its own place; what the others say is as before."""
+    names = [f"{kind}{end}".removesuffix("_1") for end in absent for kind in ("text_encoder", "tokenizer")]
+    seed = tiny.FAMILIES.index("sd3")
+    partial = load(tiny.build(tmp_path / "partial", "sd3", seed=seed, without=tuple(names)))
+    whole = load(tiny_folders["sd3"]).encode_prompts(PROMPTS)
+    ours = partial.encode_prompts(PROMPTS)
+    # Where no tokenizer says how long CLIP's part is, it is as long as CLIP's own.
+    clip = 77 if {"_1", "_2"} <= set(absent) else tiny.TOKENS
+    t5 = ours.embeddings[:, clip:]
+    assert t5.shape[1] == 256
+    assert not t5.any() if "_3" in absent else torch.equal(t5, whole.embeddings[:, tiny.TOKENS :])
+    # The second encoder's features are as wide as its pooled output only in the models that were published.
+    for end, part in ENCODERS.items():
+        if end in absent:
+            assert not ours.pooled[:, part].any()
+        elif "_1" not in absent:
+            torch.testing.assert_close(ours.pooled[:, part], whole.pooled[:, part])
+            torch.testing.assert_close(ours.embeddings[:, :clip, part], whole.embeddings[:, :clip, part])
+    assert partial.sample(["a castle"], seeds=[0], steps=1, guidance=3.0).isfinite().all()
+    partial.export(tmp_path / "exported")
+    assert load(tmp_path / "exported").base_hash == partial.base_hash
