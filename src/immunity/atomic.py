@@ -1,12 +1,14 @@
 """Writing that never leaves half a result and never destroys a whole one."""
 
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from immunity import processes
 from immunity.errors import ImmunityError
 
 if TYPE_CHECKING:
@@ -28,9 +30,14 @@ def replacing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`, for a file or a folder, and renames it to `path` when the block succeeds.
 
     The suffix is kept, as writers choose their format by it. If the block fails, whatever stood at `path` is untouched
-    and the temporary is removed. A full disk and a folder that may not be written become `ImmunityError`.
+    and the temporary is removed. A full disk and a folder that may not be written become `ImmunityError`. Of several
+    processes at one training only the first writes here; what the others are given is for the bin.
     """
     path = Path(path)
+    if not processes.is_first():
+        with tempfile.TemporaryDirectory() as bin_:
+            yield Path(bin_, path.name)
+        return
     refuse_existing(path, force=force)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:

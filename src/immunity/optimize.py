@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from immunity import processes
 from immunity.atomic import save_tensors
 from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
@@ -129,6 +130,9 @@ class Stepper:
             gradients: Sequence[Tensor | None] = [None]
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            value = loss.detach().float()
+            if processes.count() > 1:
+                value, gradients = self._averaged(value, gradients)
             if all(gradient is None for gradient in gradients):
                 raise ImmunityError(
                     expected="a loss that depends on the parameters in training",
@@ -136,10 +140,23 @@ class Stepper:
                     remedy="another group of parameters, or prompts that have the adaptation's own token in them",
                 )
             total = [_sum(*pair) for pair in zip(total, gradients, strict=True)] if total else list(gradients)
-            values.append(loss.item())
+            values.append(value.item())
         if len(values) == 1:
             return values[0], total
         return sum(values) / len(values), [None if each is None else each / len(values) for each in total]
+
+    def _averaged(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Over the processes, some of whose rows may not depend on a parameter on which others' do."""
+        known = gradients if len(gradients) == len(self.parameters) else [None] * len(self.parameters)
+        depends = torch.tensor([float(each is not None) for each in known], device=loss.device)
+        # Copies, as two of these gradients may be one tensor.
+        filled = [
+            torch.zeros_like(value, dtype=torch.float32) if each is None else each.to(torch.float32, copy=True)
+            for value, each in zip(self.parameters, known, strict=True)
+        ]
+        mean = loss.clone()
+        processes.average([mean, depends, *filled])
+        return mean, [each if somewhere else None for each, somewhere in zip(filled, depends.tolist(), strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The parameters' values and the optimizer's moments, as tensors only."""
@@ -298,7 +315,7 @@ class Loop:
             total=self.steps,
             initial=self.done,
             desc=self._label,
-            disable=not self._label,
+            disable=not self._label or not processes.is_first(),
             delay=3,
             unit="step",
             leave=None,  # under another bar it vanishes when it is full

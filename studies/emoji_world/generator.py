@@ -49,7 +49,7 @@ def build_unet():
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(64, 128, 256),
+        block_out_channels=(64, 192, 256),
         layers_per_block=1,
         cross_attention_dim=256,
         attention_head_dim=(2, 2, 4),
@@ -105,7 +105,7 @@ class Pictures:
 def train(
     work: Path,
     *,
-    steps: int = 6200,
+    steps: int = 6600,
     batch: int = 32,
     rate: float = 6e-4,
     seed: int = 4,
@@ -125,7 +125,6 @@ def train(
     )
     torch.manual_seed(seed)  # the initial weights only
     text_encoder, unet, scheduler = build_text_encoder(tokenizer), build_unet(), build_scheduler()
-    unet = unet.to(memory_format=torch.channels_last)
     vae = (
         AutoencoderKL.from_pretrained(work / "autoencoder" / "model", torch_dtype=torch.float32)
         .eval()
@@ -151,9 +150,10 @@ def train(
         noise = torch.randn(latents.shape, generator=generator)
         times = torch.multinomial(density, batch, replacement=True, generator=generator)
         noisy = scheduler.add_noise(latents, noise, times)
-        conditioning = text_encoder(tokenize(tokenizer, texts)).last_hidden_state
-        predicted = unet(noisy, times, conditioning).sample
-        return (weight[times] * (predicted - noise).square().mean((1, 2, 3))).mean()
+        with training.lower_precision():
+            conditioning = text_encoder(tokenize(tokenizer, texts)).last_hidden_state
+            predicted = unet(noisy, times, conditioning).sample
+        return (weight[times] * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
 
     def pipeline() -> StableDiffusionPipeline:
         pipe = StableDiffusionPipeline(
@@ -180,9 +180,7 @@ def train(
 
     run.loop(loss, sample=sample, name="generator")
     run.use_average()
-    pipe = pipeline()
-    pipe.unet.to(memory_format=torch.contiguous_format)
-    pipe.to(torch.float16).save_pretrained(out / "model")
+    pipeline().to(torch.float16).save_pretrained(out / "model")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,12 @@ class Plan:
         return self.rate * min((step + 1) / self.warmup, 1.0) * max(min(left, 1.0), 0.02)
 
 
+def lower_precision() -> torch.autocast:
+    """bfloat16 for convolutions and matrix products where the processor has instructions for it (there it is up to
+    three times faster), float32 elsewhere."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
 def generator_for(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 

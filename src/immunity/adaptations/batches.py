@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from immunity import processes
 from immunity.concepts import Examples
 from immunity.errors import ImmunityError
 from immunity.models import Conditioning, DiffusionModel
@@ -29,7 +30,9 @@ class Batch:
     """Pictures of the class that the concept belongs to, for adaptations with a prior term."""
 
     def conditioning(self, model: DiffusionModel) -> Conditioning:
-        return model.encode_prompts(self.prompts) if self.cached is None else self.cached
+        """Of the prompts, or of this process's share of them."""
+        own = processes.rows(len(self.prompts))
+        return model.encode_prompts(self.prompts[own]) if self.cached is None else self.cached[own]
 
 
 @dataclass(frozen=True, eq=False)

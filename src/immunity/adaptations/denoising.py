@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from immunity import processes
 from immunity.adaptations.batches import Batch
 from immunity.models import DiffusionModel
 
@@ -29,7 +30,7 @@ AS_TRAINED = Noising()
 
 
 class Noised(NamedTuple):
-    """A batch with noise on it, one time and one noise for each picture."""
+    """A batch, or this process's share of it, with noise on it: one time and one noise for each picture."""
 
     latents: Tensor
     """x_t."""
@@ -48,7 +49,9 @@ def noised(model: DiffusionModel, batch: Batch, generator: torch.Generator, nois
     if noising.times != "as-trained":
         others = model.sample_times(len(noise), generator)
         times = torch.minimum(times, others) if noising.times == "low-noise" else torch.maximum(times, others)
-    return Noised(model.add_noise(batch.latents, noise, times), times, model.target(batch.latents, noise, times))
+    own = processes.rows(len(noise))
+    latents, noise, times = batch.latents[own], noise[own], times[own]
+    return Noised(model.add_noise(latents, noise, times), times, model.target(latents, noise, times))
 
 
 def denoising_loss(

@@ -18,6 +18,7 @@ from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
 from immunity.erasers import AnyEraser
 from immunity.immunizers import AnyImmunizer
 from immunity.optimize import Journal
+from immunity.processes import is_first, together
 
 if TYPE_CHECKING:
     EraserChoice = AnyEraser
@@ -53,10 +54,10 @@ def erase(
         "concepts": [dataclasses.asdict(one) for one in concepts],
         "seed": run.seed,
     }
-    with partial(output, identity) as folder:
+    with together(), partial(output, identity) as folder:
         journal = Journal(folder=folder, every=run.save_every, label="erase")
         method(loaded, concepts, seed=run.seed, journal=journal).save(output.out, force=output.force)
-    print(output.out)
+        _tell(output)
 
 
 def adapt(
@@ -90,10 +91,11 @@ def adapt(
     examples = pictures.read(base.model, model, seed=run.seed, verb="adapt")
     loaded = base.with_deltas()
     identity = {"adapt": _described(method), "samples": dataclasses.asdict(samples), "seed": run.seed}
-    with partial(output, identity) as folder:
+    with together(), partial(output, identity) as folder:
 
         def draw(step: int, _phi: Attached) -> None:
-            samples.draw(loaded, examples.prompts, folder / "samples" / f"{step:05}.png", seed=run.seed)
+            if is_first():
+                samples.draw(loaded, examples.prompts, folder / "samples" / f"{step:05}.png", seed=run.seed)
 
         result = run_adaptation(
             loaded,
@@ -107,9 +109,9 @@ def adapt(
         with replacing(output.out, force=output.force) as made:
             made.mkdir()
             _write_attack(result, made)
-            if samples.sample_at:
+            if samples.sample_at and is_first():
                 shutil.copytree(folder / "samples", made / "samples")
-    print(output.out)
+        _tell(output)
 
 
 def immunize(
@@ -140,10 +142,15 @@ def immunize(
     examples = pictures.read(base.model, model, seed=run.seed, verb="immunize")
     loaded = base.with_deltas()
     identity = {"immunize": _described(method), "against": described(foreseen), "seed": run.seed}
-    with partial(output, identity) as folder:
+    with together(), partial(output, identity) as folder:
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
         method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
-    print(output.out)
+        _tell(output)
+
+
+def _tell(output: OutputOptions) -> None:
+    if is_first():
+        print(output.out)
 
 
 def _described(method: AnyEraser | AnyAdaptation | AnyImmunizer) -> dict[str, object]:

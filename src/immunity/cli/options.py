@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from immunity.errors import ImmunityError
+from immunity.processes import own_device
 
 if TYPE_CHECKING:
     from immunity.deltas import Delta
@@ -39,7 +40,9 @@ class ModelOptions:
     def load(self) -> "DiffusionModel":
         from immunity.loading import load
 
-        return load(self.model, deltas=self._files(), device=self.device, dtype=self.dtype, config=self.config)
+        return load(
+            self.model, deltas=self._files(), device=own_device(self.device), dtype=self.dtype, config=self.config
+        )
 
     def load_base(self) -> "LoadedBase":
         """The model without its deltas, which have been tried on it."""
@@ -47,7 +50,7 @@ class ModelOptions:
         from immunity.loading import load
 
         changes = [read_change(path) for path in self._files()]
-        model = load(self.model, device=self.device, dtype=self.dtype, config=self.config)
+        model = load(self.model, device=own_device(self.device), dtype=self.dtype, config=self.config)
         deltas: list[Delta] = []
         with ExitStack() as trial:
             for change in changes:

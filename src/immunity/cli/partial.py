@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from immunity import processes
 from immunity.atomic import replacing
 from immunity.cli.options import OutputOptions
 from immunity.errors import ImmunityError
@@ -27,19 +28,27 @@ def partial(output: OutputOptions, what: Mapping[str, object]) -> Iterator[Path]
     (with `force`, replaced). It stays after a kill, an interruption or an error, if the run left a checkpoint in it.
     """
     folder = output.out.with_name(output.out.name + ".partial")
-    _begin(folder, json.dumps(what, sort_keys=True, indent=1, ensure_ascii=False), force=output.force)
+    if processes.is_first():
+        _begin(folder, json.dumps(what, sort_keys=True, indent=1, ensure_ascii=False), force=output.force)
+    processes.wait()
     try:
         yield folder
     except DivergedError:
-        shutil.rmtree(folder, ignore_errors=True)  # going on from there would only diverge again
+        _remove(folder)  # going on from there would only diverge again
         raise
     except BaseException as error:
         if not _has_checkpoint(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         elif isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"the same command again goes on from the last checkpoint, in {folder}") from error
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    processes.wait()
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    if processes.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _begin(folder: Path, record: str, *, force: bool) -> None:

@@ -9,8 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from immunity.errors import ImmunityError
+from immunity.processes import started
 
 PROGRAM = "immunity"
+
+
+_SHARED_BY_PROCESSES = ("erase", "adapt", "immunize")
+"""What `accelerate launch` may start several processes for."""
 
 
 class Command(NamedTuple):
@@ -114,6 +119,12 @@ def _call(verb: str, arguments: Sequence[str]) -> None:
             expected=f"a command: {', '.join(COMMANDS)}",
             got=repr(verb),
             remedy=f"{PROGRAM} {near[0]}" if near else f"{PROGRAM} --help",
+        )
+    if started() > 1 and verb not in _SHARED_BY_PROCESSES:
+        raise ImmunityError(
+            expected=f"one process, as only {', '.join(_SHARED_BY_PROCESSES)} share their work by `accelerate launch`",
+            got=f"{started()} for {verb}",
+            remedy=f"{PROGRAM} {verb} without the launcher",
         )
     import tyro
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from immunity import processes
 from immunity.checks import at_least, one_of
 from immunity.concepts import Concept
 from immunity.deltas import Delta, Provenance
@@ -88,7 +89,8 @@ class Esd:
         )
         trained = self.trained(model)
         prompts = [model.encode_prompts(concept.prompts).detach() for concept in concepts]
-        nothing = model.unconditional().detach().repeat(self.batch)
+        own = processes.rows(self.batch)
+        nothing = model.unconditional().detach().repeat(self.batch)[own]
         c: Conditioning
         run: list[PartialSample] = []
 
@@ -99,7 +101,9 @@ class Esd:
                 turn = step % self.states_per_run
                 if turn == 0:
                     c = self._draw(prompts, generator)
-                    run = self._noisy(model, c, nothing, generator)
+                    latents = torch.randn(self.batch, *model.latent_shape, generator=generator)
+                    c, latents = c[own], latents[own]
+                    run = self._noisy(model, c, nothing, latents, generator)
                 x_t, t = run[turn]
                 with original.swapped_in():  # ε_0
                     both = model.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), Conditioning.cat([nothing, c]))
@@ -130,13 +134,18 @@ class Esd:
         return Conditioning.cat(rows)
 
     def _noisy(
-        self, model: DiffusionModel, c: Conditioning, nothing: Conditioning, generator: torch.Generator
+        self,
+        model: DiffusionModel,
+        c: Conditioning,
+        nothing: Conditioning,
+        latents: Tensor,
+        generator: torch.Generator,
     ) -> list[PartialSample]:
         """x_t from the model as it is now, at noise levels drawn without replacement."""
         return model.sample_path(
             c,
             nothing,
-            latents=torch.randn(self.batch, *model.latent_shape, generator=generator),
+            latents=latents,
             steps=self.sampler_steps,
             stops=torch.randperm(self.sampler_steps, generator=generator)[: self.states_per_run].tolist(),
             guidance=self.guidance,
