@@ -114,7 +114,9 @@ def train_object(work: Path, *, steps: int, batch: int = 64, seed: int = 11) -> 
         x = augment.augment(pictures[size][picked].float() / 255, size, augment.STRONG, generator)
         y = seen_labels[picked]
         x, partner, weight = mixed(x, y, generator)
-        logits = model(judges.normalised(x)).logits
+        with training.lower_precision():
+            logits = model(judges.normalised(x)).logits
+        logits = logits.float()
         value = weight * F.cross_entropy(logits, y, label_smoothing=0.1)
         return value + (1 - weight) * F.cross_entropy(logits, partner, label_smoothing=0.1) if weight < 1 else value
 
@@ -224,7 +226,9 @@ def train_style(work: Path, *, steps: int, batch: int = 64, seed: int = 12) -> N
         picked = sheets[torch.randint(len(sheets), (batch // len(classes),), generator=generator)].flatten()
         size = STYLE_PIECE if step < STYLE_PIECES * steps else judges.PIXELS
         x = augment.pieces(pictures[picked].float() / 255, size, generator)
-        return F.cross_entropy(model(judges.normalised(x)).logits, labels[seen][picked], label_smoothing=0.05)
+        with training.lower_precision():
+            logits = model(judges.normalised(x)).logits
+        return F.cross_entropy(logits.float(), labels[seen][picked], label_smoothing=0.05)
 
     clean = judges.normalised(judges.ink(world.pictures[seen[:: max(len(seen) // 1024, 1)]]))
 

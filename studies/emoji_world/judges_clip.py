@@ -220,10 +220,10 @@ def _train(work: Path, name: str, judge: Judge, *, steps: int, batch: int, seed:
         shown = [rows[i] for i in picked.tolist()]
         texts, said = draw_captions(shown, strong, generator)
         positive = fits(said, [(r.object, r.style) for r in shown])
-        features = judge.seen(x)
-        value = contrast(
-            judge.texts(texts), judge.projected(features), model.logit_scale.exp().clamp_max(100), positive
-        )
+        with training.lower_precision():
+            features = judge.seen(x).float()
+            said_features = judge.texts(texts).float()
+        value = contrast(said_features, judge.projected(features), model.logit_scale.exp().clamp_max(100), positive)
         value = value + HEADS * F.cross_entropy(
             heads["object"](features), torch.tensor([names[r.object] for r in shown]), label_smoothing=0.1
         )

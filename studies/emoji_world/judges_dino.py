@@ -116,9 +116,10 @@ def train_dino(work: Path, *, steps: int, batch: int = 128, seed: int = 14) -> N
         picked = torch.randint(len(seen), (batch,), generator=generator)
         source = pictures[size][picked].float() / 255
         views = torch.cat([augment.augment(source, size, augment.STRONG, generator) for _ in range(2)])
-        x = model(judges.normalised(views)).pooler_output.flatten(1)
-        a, b = x.chunk(2)
-        c, d = projector(x).chunk(2)
+        with training.lower_precision():
+            x = model(judges.normalised(views)).pooler_output.flatten(1)
+        a, b = x.float().chunk(2)
+        c, d = projector(x.float()).chunk(2)
         return two_views(a, b, TEMPERATURE) + two_views(c, d, TEMPERATURE)
 
     def recalibrate(size: int) -> None:

@@ -30,7 +30,8 @@ def test_fit_descends_and_records_every_step():
 def test_fit_equals_torch_written_out():
     parameter, other = weights(), weights()
     fit(noisy_square(parameter), [parameter], steps=10, seed=3, optimizer=AdamW(lr=0.1), clip=0.5)
-    optimizer, generator = torch.optim.AdamW([other], lr=0.1, weight_decay=1e-2), torch.Generator().manual_seed(3)
+    optimizer = torch.optim.AdamW([other], lr=0.1, weight_decay=1e-2, fused=True)
+    generator = torch.Generator().manual_seed(3)
     for step in range(10):
         optimizer.zero_grad()
         noisy_square(other)(step, generator).backward()
