@@ -21,6 +21,7 @@ from immunity import processes
 from immunity.atomic import save_tensors
 from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
+from immunity.models.sharding import is_shard
 from immunity.optimizers import AnyOptimizer, Parameters
 
 Precision = Literal["float32", "bfloat16"]
@@ -68,6 +69,12 @@ class Stepper:
         self.parameters = list(parameters)
         if not self.parameters:
             raise ImmunityError(expected="parameters to train", got="none", remedy="another group of parameters")
+        if any(map(is_shard, self.parameters)):
+            raise ImmunityError(
+                expected="to train what every process has whole",
+                got="weights that are split over the processes",
+                remedy="--whole with a group of parameters that holds them (denoiser holds all)",
+            )
         if clip is not None and not clip > 0:
             raise ImmunityError(expected="a gradient clip above zero", got=str(clip), remedy="1.0, or None for no clip")
         self._settings, self._clip, self._maximize = optimizer, clip, maximize

@@ -54,6 +54,30 @@ def test_two_processes_give_what_one_gives(verb, sd1, pictures, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.safetensors", "two.safetensors"]
 
 
+def test_a_denoiser_that_is_split_learns_the_same(tiny_folders, pictures, tmp_path):
+    common = ("immunize", "--model", tiny_folders["flux"], "--images", pictures, "--prompt", "a church")
+    assert immunity(*common, "--out", tmp_path / "one.safetensors", *METHODS["immunize"]).code == 0
+    done = launched(*common, "--shard", "--out", tmp_path / "two.safetensors", *METHODS["immunize"])
+    assert done.returncode == 0, done.stderr
+    assert near(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+
+
+def test_what_is_split_cannot_be_trained(sd1, pictures, tmp_path):
+    done = launched(
+        *("adapt", "--model", sd1, "--images", pictures, "--prompt", "a church", "--out", tmp_path / "no", "--shard"),
+        *("--whole", "text_kv", "lora", "--steps", 2, "--batch", 2),
+    )
+    assert done.returncode != 0
+    assert "split over the processes; try other targets, or --whole" in done.stderr
+
+
+def test_one_process_splits_nothing(sd1, tmp_path):
+    done = immunity(
+        *("erase", "--model", sd1, "--shard", "--concept", "church", "--out", tmp_path / "no.safetensors", "uce")
+    )
+    assert done.complaint.startswith("immunity: expected several processes to share the weights")
+
+
 def test_an_attack_and_its_samples_are_written_once(sd1, pictures, tmp_path):
     common = ("adapt", "--model", sd1, "--images", pictures, "--prompt", "a church", "--sample-at", 2)
     method = ("lora", "--rank", 2, "--steps", 2, "--batch", 2)

@@ -14,6 +14,7 @@ from immunity.adaptations.base import Adaptation, denoiser_of
 from immunity.checks import at_least, positive
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
+from immunity.models.sharding import is_shard
 
 ADAPTER = "immunity"
 """peft's name for φ in a module; files do not have it."""
@@ -55,6 +56,13 @@ class PeftLayers(Attached):
             for path, module in model.components[component].named_modules()
             if isinstance(module, BaseTunerLayer)
         }
+        for path, layer in self.layers.items():
+            if is_shard(layer.get_base_layer().weight):
+                raise ImmunityError(
+                    expected="adapters beside weights that every process has whole",
+                    got=f"{path}, which is split over the processes",
+                    remedy="other targets, or --whole with a group of parameters that holds them",
+                )
         theta = {id(value) for value in model.parameters("all").values()}
         self._phi: dict[str, nn.Parameter] = {}
         self._layer_of: dict[str, Any] = {}

@@ -55,6 +55,7 @@ def erase(
         "seed": run.seed,
     }
     with together(), partial(output, identity) as folder:
+        model.spread(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="erase")
         method(loaded, concepts, seed=run.seed, journal=journal).save(output.out, force=output.force)
         _tell(output)
@@ -92,10 +93,10 @@ def adapt(
     loaded = base.with_deltas()
     identity = {"adapt": _described(method), "samples": dataclasses.asdict(samples), "seed": run.seed}
     with together(), partial(output, identity) as folder:
+        model.spread(loaded)
 
         def draw(step: int, _phi: Attached) -> None:
-            if is_first():
-                samples.draw(loaded, examples.prompts, folder / "samples" / f"{step:05}.png", seed=run.seed)
+            samples.draw(loaded, examples.prompts, folder / "samples" / f"{step:05}.png", seed=run.seed)
 
         result = run_adaptation(
             loaded,
@@ -143,6 +144,7 @@ def immunize(
     loaded = base.with_deltas()
     identity = {"immunize": _described(method), "against": described(foreseen), "seed": run.seed}
     with together(), partial(output, identity) as folder:
+        model.spread(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
         method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
         _tell(output)

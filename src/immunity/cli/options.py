@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from immunity.errors import ImmunityError
-from immunity.processes import own_device
+from immunity.processes import own_device, started
 
 if TYPE_CHECKING:
     from immunity.deltas import Delta
@@ -36,13 +36,15 @@ class ModelOptions:
     """cpu, cuda, cuda:1, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the denoiser and the text encoder."""
+    shard: bool = False
+    """Split the denoiser over the processes of `accelerate launch` (FSDP), for models larger than a GPU."""
+    whole: str = "attention"
+    """With --shard: the group of parameters that stays whole on each GPU. It must hold what is trained or adapted."""
 
     def load(self) -> "DiffusionModel":
         from immunity.loading import load
 
-        return load(
-            self.model, deltas=self._files(), device=own_device(self.device), dtype=self.dtype, config=self.config
-        )
+        return load(self.model, deltas=self._files(), device=self._first, dtype=self.dtype, config=self.config)
 
     def load_base(self) -> "LoadedBase":
         """The model without its deltas, which have been tried on it."""
@@ -50,13 +52,31 @@ class ModelOptions:
         from immunity.loading import load
 
         changes = [read_change(path) for path in self._files()]
-        model = load(self.model, device=own_device(self.device), dtype=self.dtype, config=self.config)
+        model = load(self.model, device=self._first, dtype=self.dtype, config=self.config)
         deltas: list[Delta] = []
         with ExitStack() as trial:
             for change in changes:
                 deltas.append(change.on(model))
                 trial.enter_context(deltas[-1].applied(model))
         return LoadedBase(model, tuple(deltas))
+
+    @property
+    def _first(self) -> str:
+        """Where the weights are read to: what is to be split is not meant to fit into one GPU."""
+        if self.shard and started() == 1:
+            raise ImmunityError(
+                expected="several processes to share the weights",
+                got="--shard in one",
+                remedy="accelerate launch --num_processes 2 -m immunity …, or leaving --shard out",
+            )
+        return "cpu" if self.shard else own_device(self.device)
+
+    def spread(self, model: "DiffusionModel") -> None:
+        """Splits it, if that is asked for, among processes that are together now."""
+        if self.shard:
+            from immunity.models.sharding import shard
+
+            shard(model, whole=self.whole, device=own_device(self.device))
 
     def world(self) -> "World | None":
         """The world that the model is of, if its name says so."""

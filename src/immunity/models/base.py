@@ -128,13 +128,22 @@ class DiffusionModel(ABC):
         self.groups = dict(groups)
         for module in self.components.values():
             module.requires_grad_(False).eval()
-        everything = {
+        everything = self._everything()
+        self._theta = {key: value for key, value in everything.items() if key.split(".", 1)[0] in trained}
+        self.base_hash = hash_tensors({key: value.float() for key, value in everything.items()})
+
+    def _everything(self) -> dict[str, nn.Parameter]:
+        return {
             f"{part}.{parameter}": value
             for part, module in self.components.items()
             for parameter, value in module.named_parameters()
         }
-        self._theta = {key: value for key, value in everything.items() if key.split(".", 1)[0] in trained}
-        self.base_hash = hash_tensors({key: value.float() for key, value in everything.items()})
+
+    def settle(self, device: torch.device) -> None:
+        """Takes note that the components are on that device now, and some of θ other objects than before."""
+        everything = self._everything()
+        self._theta = {name: everything[name] for name in self._theta}
+        self.device = device
 
     def parameters(self, group: str) -> dict[str, nn.Parameter]:
         """θ, or a part of it, by names such as "unet.mid_block.….weight", in the order of the modules."""

@@ -70,6 +70,10 @@ class PipelineModel(DiffusionModel):
         self.resolution = self.latent_shape[1] * self._autoencoder.pixels
         self._noising = self._make_noising()
 
+    def settle(self, device: torch.device) -> None:
+        super().settle(device)
+        self._noising = self._make_noising()
+
     @classmethod
     def from_folder(
         cls,
