@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +48,21 @@ def worker(options: argparse.Namespace) -> None:
 
     common = {"steps": options.steps, "batch": options.batch, "device": options.device, "gate": gate}
     if options.worker == "ours":
-        sides.ours(options.operation, folder, dtype=options.dtype, **common)
+        sides.ours(options.operation, folder, dtype=options.dtype, concepts=options.concepts, **common)
     else:
         sides.plain(options.operation, folder, **common)
 
 
-def measure(operation: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Both sides, in turn."""
+def measure(
+    operation: str, options: argparse.Namespace, *, compared: Sequence[str] = ("plain", "ours")
+) -> dict[str, Any]:
+    """Both sides, in turn; or one."""
     command = [sys.executable, __file__, "--size", options.size, "--pixels", str(options.pixels), "--batch"]
     command += [str(options.batch), "--steps", str(options.steps), "--dtype", options.dtype, "--device", options.device]
-    command += ["--cache", str(options.cache), "--operation", operation, "--worker"]
+    command += ["--concepts", str(options.concepts), "--cache", str(options.cache), "--operation", operation]
     processes = {
-        side: subprocess.Popen([*command, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for side in ("plain", "ours")
+        side: subprocess.Popen([*command, "--worker", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for side in compared
     }
     found: dict[str, list[dict[str, float]]] = {side: [] for side in processes}
     for step in range(options.steps):
@@ -82,9 +86,67 @@ def measure(operation: str, options: argparse.Namespace) -> dict[str, Any]:
             "all": seconds,
             "peak_bytes": max(row["peak"] for row in rows),
         }
-    result["faster"] = result["plain"]["seconds"] / result["ours"]["seconds"]
-    result["memory"] = result["ours"]["peak_bytes"] / result["plain"]["peak_bytes"]
+    if len(compared) == 2:
+        result["faster"] = result["plain"]["seconds"] / result["ours"]["seconds"]
+        result["memory"] = result["ours"]["peak_bytes"] / result["plain"]["peak_bytes"]
     return result
+
+
+GROWTH = (
+    ("picture size", "imma", ({"pixels": 256}, {"pixels": 512})),
+    ("batch", "imma", ({"pixels": 256}, {"pixels": 256, "batch": 2}, {"pixels": 256, "batch": 4})),
+    ("number of concepts", "esd", ({"pixels": 256}, {"pixels": 256, "concepts": 4}, {"pixels": 256, "concepts": 16})),
+)
+"""What cost depends on, and the settings that show it, each on top of the command line's."""
+
+
+def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Our side alone, one setting after the other."""
+    rows = []
+    for what, operation, settings in GROWTH:
+        for setting in settings:
+            chosen = argparse.Namespace(**{**vars(options), **setting})
+            shapes.folder_of(chosen.size, chosen.cache, pixels=chosen.pixels)
+            found = measure(operation, chosen, compared=("ours",))["ours"]
+            size = f"{chosen.pixels} px, batch {chosen.batch}, concepts {chosen.concepts}"
+            rows.append({"what": what, "operation": operation, "setting": size, **found})
+            print(f"{what}: {operation}, {size}: {found['seconds']:.3g} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def profile(options: argparse.Namespace) -> dict[str, float]:
+    """The share of an IMMA iteration's time that goes to each kind of operation, our side."""
+    from torch import profiler
+
+    folder = shapes.folder_of(options.size, options.cache, pixels=options.pixels)
+    kinds = profiler.ProfilerActivity
+    activities = [kinds.CPU, *([kinds.CUDA] if options.device == "cuda" else [])]
+    with profiler.profile(activities=activities, schedule=profiler.schedule(wait=1, warmup=1, active=2)) as watched:
+        common = {"batch": options.batch, "dtype": options.dtype, "device": options.device}
+        sides.ours("imma", folder, steps=4, gate=watched.step, concepts=1, **common)
+    taken: Counter[str] = Counter()
+    for event in watched.key_averages():
+        own = event.self_device_time_total if options.device == "cuda" else event.self_cpu_time_total
+        taken[_kind(event.key)] += own
+    total = sum(taken.values())
+    return {kind: own / total for kind, own in taken.most_common()}
+
+
+KINDS = (
+    ("convolutions", ("conv",)),
+    ("attention", ("attention", "flash")),
+    ("matrix products", ("mm", "linear", "matmul", "bmm")),
+    ("normalisation", ("norm",)),
+    ("optimizer and clipping", ("adam", "foreach", "lerp", "_norm")),
+    ("activations", ("silu", "gelu", "sigmoid", "softmax")),
+    ("copies and casts", ("copy", "to", "clone", "cat", "contiguous", "empty", "zero", "fill")),
+)
+"""Kinds of operations, by what their names have in them; the first that fits."""
+
+
+def _kind(name: str) -> str:
+    plain = name.lower().removeprefix("aten::")
+    return next((kind for kind, words in KINDS if any(word in plain for word in words)), "the rest")
 
 
 def matmul_rate(dtype: str, device: str, size: int = 2048) -> float:
@@ -134,6 +196,18 @@ def page(results: dict[str, Any]) -> str:
             f"{row['ours']['seconds']:.3g} s, {row['ours']['peak_bytes'] / 2**30:.1f} GiB | {row['faster']:.1f}× | "
             f"{row['memory']:.0%} | {rate} |"
         )
+    if "growth" in results:
+        lines += [
+            "\nHow our side's cost grows, in seconds a step:\n",
+            "| with | a step of | setting | seconds | peak |",
+        ]
+        lines += ["|---|---|---|---|---|"]
+        for row in results["growth"]:
+            peak = f"{row['peak_bytes'] / 2**30:.1f} GiB"
+            lines.append(f"| {row['what']} | {row['operation']} | {row['setting']} | {row['seconds']:.3g} | {peak} |")
+    if "profile" in results:
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in results["profile"].items() if share >= 0.01)
+        lines.append(f"\nWhere an IMMA iteration's time goes on our side: {shares}.")
     return "\n".join(lines) + "\n"
 
 
@@ -145,6 +219,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=9, help="timed steps of each side, the first not counted")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side's weights")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--concepts", type=int, default=1, help="erased at once by ESD")
+    parser.add_argument("--growth", action="store_true", help="also by picture size, batch and number of concepts")
+    parser.add_argument("--profile", action="store_true", help="also where the time of an IMMA iteration goes")
     parser.add_argument("--only", choices=sides.OPERATIONS, nargs="*", default=sides.OPERATIONS)
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--page", type=Path, help="Markdown file to write")
@@ -174,6 +251,11 @@ def main() -> None:
     for operation in options.only:
         results["operations"].append(measure(operation, options))
         print(page(results), flush=True)
+    if options.growth:
+        results["growth"] = growth(options)
+    if options.profile:
+        results["profile"] = profile(options)
+    print(page(results), flush=True)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1))
     if options.page:

@@ -20,7 +20,9 @@ SAMPLER_STEPS = 12
 OPERATIONS = ("lora", "imma", "esd", "sample")
 
 
-def ours(operation: str, folder: Path, *, steps: int, batch: int, dtype: str, device: str, gate: Gate) -> None:
+def ours(
+    operation: str, folder: Path, *, steps: int, batch: int, dtype: str, device: str, gate: Gate, concepts: int = 1
+) -> None:
     from immunity import Concept, Esd, Examples, Imma, Journal, Lora, adapt, load
 
     model = load(folder, dtype=dtype, device=device)
@@ -35,7 +37,7 @@ def ours(operation: str, folder: Path, *, steps: int, batch: int, dtype: str, de
     elif operation == "esd":
         # Four states of each run of the sampler: see `Esd.states_per_run` for what that changes.
         esd = Esd(steps=steps, batch=batch, sampler_steps=SAMPLER_STEPS, states_per_run=4)
-        esd(model, [Concept(name="church")], seed=0, journal=journal)
+        esd(model, [Concept(name=f"church {number}") for number in range(concepts)], seed=0, journal=journal)
     else:
         model.sample([PROMPT] * batch, seeds=range(batch), steps=steps, progress=lambda *_: gate())
 

@@ -25,7 +25,8 @@ from immunity.adaptations import (
 from immunity.adaptations.new_token import NewToken
 from immunity.deltas import hash_tensors
 from immunity.models.vocabulary import LearnedToken
-from immunity.optimize import Journal, thawed
+from immunity.optimize import Journal
+from immunity.stepping import thawed
 
 from tests import tiny
 

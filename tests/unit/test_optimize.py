@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from immunity import ImmunityError
-from immunity.optimize import Checkpoint, DivergedError, Loop, Stepper, StepResult, fit, identity, thawed
+from immunity.optimize import Checkpoint, Loop, fit, identity
 from immunity.optimizers import AdamW, Sgd
+from immunity.stepping import DivergedError, Stepper, StepResult, thawed
 
 
 def weights(seed: int = 0, **options) -> nn.Parameter:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from immunity import ImmunityError
-from immunity.optimize import Stepper, fit
+from immunity.optimize import fit
 from immunity.optimizers import Adafactor, AdamW, Schedule, Sgd, optimizer_of
+from immunity.stepping import Stepper
 
 
 def weights(seed: int = 0) -> nn.Parameter:

@@ -23,8 +23,9 @@ from immunity.deltas import Delta, Provenance, hash_tensors
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 from immunity.models.vocabulary import LearnedToken
-from immunity.optimize import Journal, StepResult, derived_seed, fit
+from immunity.optimize import Journal, derived_seed, fit
 from immunity.optimizers import AnyOptimizer, OptimizerKind, Schedule, ScheduleKind, optimizer_of
+from immunity.stepping import StepResult
 
 if TYPE_CHECKING:
     from immunity.adaptations.mixture import Mixture

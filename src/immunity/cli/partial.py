@@ -11,7 +11,7 @@ from immunity import processes
 from immunity.atomic import replacing
 from immunity.cli.options import OutputOptions
 from immunity.errors import ImmunityError
-from immunity.optimize import DivergedError
+from immunity.stepping import DivergedError
 
 _RECORD = "run.json"
 

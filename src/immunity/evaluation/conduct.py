@@ -20,7 +20,7 @@ from immunity.evaluation.records import Cell, CellKey, Plan, Point, RecordFolder
 from immunity.evaluation.store import Recipe, Store, drawn, keep_drawn
 from immunity.evaluation.study import Study
 from immunity.loading import load
-from immunity.optimize import DivergedError
+from immunity.stepping import DivergedError
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 

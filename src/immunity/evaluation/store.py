@@ -30,8 +30,9 @@ from immunity.atomic import replacing, save_tensors
 from immunity.concepts import Examples
 from immunity.deltas import Delta
 from immunity.errors import ImmunityError
-from immunity.optimize import DivergedError, identity
+from immunity.optimize import identity
 from immunity.pictures import to_bytes, write_png
+from immunity.stepping import DivergedError
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -18,8 +18,9 @@ from immunity.immunizers.opponents import Opponents
 from immunity.immunizers.retention import Retention, RetentionKind
 from immunity.models import DiffusionModel
 from immunity.models.original import Original
-from immunity.optimize import Journal, Loop, Stepper, StepResult, derived_seed, thawed
+from immunity.optimize import Journal, Loop, derived_seed
 from immunity.optimizers import AdamW
+from immunity.stepping import Stepper, StepResult, thawed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from immunity.adaptations import Adaptation, Attached, Batches, Foreseen, Mixture
 from immunity.concepts import Examples
 from immunity.models import DiffusionModel
-from immunity.optimize import Stepper, derived_seed
+from immunity.optimize import derived_seed
+from immunity.stepping import Stepper
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,203 @@
+"""One step of one level: gradients of its own parameters alone, a clip, an optimizer, in whatever precision they are.
+
+`optimize.py` makes loops of such steps.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from immunity import processes
+from immunity.errors import ImmunityError
+from immunity.models.sharding import is_shard
+from immunity.optimizers import AnyOptimizer, Parameters
+
+
+class DivergedError(ImmunityError):
+    """The loss or its gradient became infinite or NaN, after `step` steps where that is known."""
+
+    def __init__(self, result: "StepResult", step: int | None = None) -> None:
+        self.result, self.step = result, step
+        super().__init__(
+            expected="a finite loss and gradient",
+            got=f"loss {result.loss:.3g} and gradient norm {result.gradient_norm:.3g}"
+            + ("" if step is None else f" after {step} steps"),
+            remedy="a lower learning rate, or a gradient clip",
+        )
+
+
+class StepResult(NamedTuple):
+    """What one step saw: the loss before it, and the norm of the gradient before clipping."""
+
+    loss: float
+    gradient_norm: float
+
+
+class Stepper:
+    """One level of an optimization: parameters, an optimizer over them, a clip.
+
+    Gradients are taken with respect to these parameters alone, so two steppers over disjoint parameters can use losses
+    through both, and nothing gathers in the `.grad` of anything else. Weights in half precision are updated through a
+    float32 copy, as small steps would round to nothing.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: AnyOptimizer,
+        *,
+        clip: float | None = None,
+        maximize: bool = False,
+        shares: Sequence[float] | None = None,
+    ) -> None:
+        """`shares`: of the learning rate, for each parameter."""
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ImmunityError(expected="parameters to train", got="none", remedy="another group of parameters")
+        if any(map(is_shard, self.parameters)):
+            raise ImmunityError(
+                expected="to train what every process has whole",
+                got="weights that are split over the processes",
+                remedy="--whole with a group of parameters that holds them (denoiser holds all)",
+            )
+        if clip is not None and not clip > 0:
+            raise ImmunityError(expected="a gradient clip above zero", got=str(clip), remedy="1.0, or None for no clip")
+        self._settings, self._clip, self._maximize = optimizer, clip, maximize
+        self._shares = None if shares is None or set(shares) == {1.0} else list(shares)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the optimizer's moments, as after the parameters were initialised anew."""
+        self._taken = 0
+        self._masters = [
+            value.detach().float() if value.dtype in (torch.float16, torch.bfloat16) else value
+            for value in self.parameters
+        ]
+        self._optimizer = self._settings.build(self._groups(), maximize=self._maximize)
+        self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
+
+    def _groups(self) -> Parameters:
+        if self._shares is None:
+            return self._masters
+        return [
+            {
+                "params": [master for master, own in zip(self._masters, self._shares, strict=True) if own == share],
+                "lr": self._settings.lr * share,
+            }
+            for share in dict.fromkeys(self._shares)
+        ]
+
+    def step(self, loss: Tensor | Iterable[Tensor], *, share: float = 1.0) -> StepResult:
+        """One step down `loss` (up, with `maximize`). The parameters must require gradients: see `thawed`.
+
+        Of several losses, each of which is asked for when the one before has been used up, it is the mean. `share` is
+        of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the loss
+        or its gradient is not finite.
+        """
+        mean, gradients = self._mean_gradients([loss] if isinstance(loss, Tensor) else loss)
+        norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+        result = StepResult(mean, float(norm))
+        if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
+            raise DivergedError(result)
+        # Out of place, as two of these gradients may be one tensor.
+        factor = 1.0 if self._clip is None else (self._clip / (norm + 1e-6)).clamp(max=1.0)
+        for master, gradient in zip(self._masters, gradients, strict=True):
+            master.grad = None if gradient is None else gradient.to(master.dtype) * factor
+        share *= self._settings.schedule.share(self._taken)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
+        self._optimizer.step()
+        self._taken += 1
+        with torch.no_grad():
+            for value, master in zip(self.parameters, self._masters, strict=True):
+                master.grad = None
+                if master is not value:
+                    value.copy_(master)
+        return result
+
+    def _mean_gradients(self, losses: Iterable[Tensor]) -> tuple[float, list[Tensor | None]]:
+        values: list[float] = []
+        total: list[Tensor | None] = []
+        for loss in losses:
+            gradients: Sequence[Tensor | None] = [None]
+            if loss.requires_grad:
+                gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            value = loss.detach().float()
+            if processes.count() > 1:
+                value, gradients = self._averaged(value, gradients)
+            if all(gradient is None for gradient in gradients):
+                raise ImmunityError(
+                    expected="a loss that depends on the parameters in training",
+                    got="one that none of them can change",
+                    remedy="another group of parameters, or prompts that have the adaptation's own token in them",
+                )
+            total = [_sum(*pair) for pair in zip(total, gradients, strict=True)] if total else list(gradients)
+            values.append(value.item())
+        if len(values) == 1:
+            return values[0], total
+        return sum(values) / len(values), [None if each is None else each / len(values) for each in total]
+
+    def _averaged(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Over the processes, some of whose rows may not depend on a parameter on which others' do."""
+        known = gradients if len(gradients) == len(self.parameters) else [None] * len(self.parameters)
+        depends = torch.tensor([float(each is not None) for each in known], device=loss.device)
+        # Copies, as two of these gradients may be one tensor.
+        filled = [
+            torch.zeros_like(value, dtype=torch.float32) if each is None else each.to(torch.float32, copy=True)
+            for value, each in zip(self.parameters, known, strict=True)
+        ]
+        mean = loss.clone()
+        processes.average([mean, depends, *filled])
+        return mean, [each if somewhere else None for each, somewhere in zip(filled, depends.tolist(), strict=True)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The parameters' values and the optimizer's moments, as tensors only."""
+        state = {"taken": torch.tensor(self._taken)}
+        state |= {f"value.{i}": master.detach().clone() for i, master in enumerate(self._masters)}
+        for i, moments in self._optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
+                if value is not None:
+                    state[f"moment.{i}.{name}"] = torch.as_tensor(value).detach().clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state_dict` gave, bit for bit."""
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            if key.startswith("moment."):
+                _, index, *name = key.split(".")
+                moments.setdefault(int(index), {})[name[0]] = value.clone()
+        self.reset()
+        self._taken = int(state["taken"])
+        with torch.no_grad():
+            for i, (value, master) in enumerate(zip(self.parameters, self._masters, strict=True)):
+                master.copy_(state[f"value.{i}"])
+                if master is not value:
+                    value.copy_(master)
+        self._optimizer.load_state_dict(
+            {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
+        )
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one.float() + other.float() if one.dtype.itemsize < 4 else one + other  # small sums vanish in half precision
+
+
+@contextmanager
+def thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Lets the parameters require gradients for the length of a block."""
+    frozen = [value for value in parameters if not value.requires_grad]
+    try:
+        for value in frozen:
+            value.requires_grad_(True)
+        yield
+    finally:
+        for value in frozen:
+            value.requires_grad_(False)
+            value.grad = None
