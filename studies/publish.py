@@ -3,11 +3,13 @@
     python studies/publish.py runs/relearning/objects runs/relearning/styles runs/transfer …
 
 Each argument is a folder of records, or one that holds several studies: then a matrix of their defences comes first.
-The README shows the first. No figure is ever typed.
+The README shows the first. No figure is ever typed. The records themselves go to studies/records, without pictures: who
+wants to see a figure's origin, or to go on with a study, copies them back to runs/.
 """
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
 from immunity.evaluation.markdown import matrices, summary, tables
@@ -41,6 +43,17 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob("*/study.json"))
 
 
+def keep(folder: Path) -> None:
+    """Copies a study's records to where they are part of the project."""
+    kept = ROOT / "studies" / "records"
+    for study in folders_in(folder):
+        target = kept / (study.name if study == folder else f"{folder.name}/{study.name}")
+        for file in (study / "study.json", *study.glob("cells/*/*/*.json")):
+            copy = target / file.relative_to(study)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
 def page(folder: Path) -> str:
     found = {each.name: RecordFolder(each).read() for each in folders_in(folder)}
     begun = {name: records for name, records in found.items() if records.finished}
@@ -60,6 +73,9 @@ def main() -> None:
     first = folders_in(folders[0])[0]
     study = first.name if (ROOT / "studies" / f"{first.name}.py").exists() else first.parent.name
     block = readme(RecordFolder(first).read(), study)
+    for folder in folders:
+        if ROOT / "studies" / "records" not in folder.resolve().parents:
+            keep(folder)
     front = ROOT / "README.md"
     text = BLOCK.sub(lambda m: m[1] + block + m[2], front.read_text(encoding="utf-8"))
     front.write_text(text, encoding="utf-8")

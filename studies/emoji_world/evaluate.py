@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,6 +241,35 @@ def speed(work: Path) -> dict[str, float]:
     }
 
 
+def flat_colours(picture: np.ndarray) -> set[tuple[int, ...]]:
+    """The colours of a picture's flat areas, in steps of four: a vendor draws from a palette."""
+    pixels = picture.astype(int)
+    inner = pixels[1:-1, 1:-1]
+    flat = [np.abs(inner - other).max(-1) <= 1 for other in (pixels[:-2, 1:-1], pixels[1:-1, :-2])]
+    colours, counts = np.unique(inner[flat[0] & flat[1]] // 4, axis=0, return_counts=True)
+    return {tuple(colour) for colour in colours[counts >= 4].tolist()}
+
+
+def style_by_palette(work: Path) -> float:
+    """Top-1 on the fold of a naive Bayes classifier of exact colours: what the palettes alone give away.
+
+    No judge for what is generated, whose colours are never exact; a measure of how hard the fold is.
+    """
+    world, known = World.load(work), [s.name for s in v.STYLES]
+    seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in known]
+    drawn = Counter(world.rows[i].style for i in world.where(splits=("trained", "held_out", "pool")))
+    for i in world.where(splits=("trained", "held_out", "pool")):
+        seen[known.index(world.rows[i].style)].update(flat_colours(world.pictures[i]))
+    right = []
+    for i in world.where(splits=("fold",)):
+        likely = [
+            sum(np.log((seen[k][c] + 0.05) / (drawn[name] + 1)) for c in flat_colours(world.pictures[i]))
+            for k, name in enumerate(known)
+        ]
+        right.append(known[int(np.argmax(likely))] == world.rows[i].style)
+    return float(np.mean(right))
+
+
 CURVES = {
     "object": ("unseen_style_top1", "object, on the unseen set"),
     "style": ("fold_top1", "style, on unseen objects"),
@@ -273,5 +303,6 @@ def run(work: Path, out: Path, scale: Scale) -> dict[str, object]:
     gallery(work, out, scale)
     learning_curves(work, out)
     quality |= {"memory": memory(work, out, scale), "speed": speed(work)}
+    quality["style by exact colours alone, a baseline"] = {"top-1 on the fold": style_by_palette(work)}
     (work / "evaluation" / "quality.json").write_text(json.dumps(quality, indent=1))
     return quality
