@@ -23,7 +23,7 @@ STYLES = tuple(each.name for each in WORLD.concepts("style", "trained"))
 # Every other concept of its kind is preserved; the concept itself is left out by the method.
 ERASE_AN_OBJECT, ERASE_A_STYLE = Uce(preserve=OBJECTS), Uce(preserve=STYLES)
 IMMA = Imma(steps=300, outer_lr=1e-4)
-SAMPLER = Sampler(steps=12, guidance=4.0)
+SAMPLER = Sampler(steps=8, guidance=4.0)
 
 # The pictures' own captions, which also say the style, with the attacker's word in the object's place.
 OWN = ()

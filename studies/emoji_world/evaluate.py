@@ -50,7 +50,7 @@ class Scale:
     """How much is generated: all trained objects for the model card, a few at 2 steps for a smoke run."""
 
     objects: int | None = None
-    steps: int = 15
+    steps: int = 10
     seeds: int = 4
 
     @property

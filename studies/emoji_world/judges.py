@@ -38,7 +38,7 @@ class Budget:
     object: int = 4500
     style: int = 6000
     clip: int = 1800
-    dino: int = 4000
+    dino: int = 1500
     lpips: int = 300
 
 

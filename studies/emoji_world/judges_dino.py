@@ -103,7 +103,7 @@ def train_dino(work: Path, *, steps: int, batch: int = 128, seed: int = 14) -> N
     stranger = world.where(splits=("trained", "held_out", "fold"), styles=(*judges.KNOWN, judges.UNSEEN_STYLE))
     model, projector = build(), Projector()
     plan = training.Plan(
-        steps=steps, rate=2e-3, weight_decay=0.02, decay=0.5, average=0.995, sample_every=250, seed=seed
+        steps=steps, rate=2e-3, weight_decay=0.02, decay=0.5, average=0.995, sample_every=100, seed=seed
     )
     run = training.Run({"dino": model, "projector": projector}, plan, out)
 

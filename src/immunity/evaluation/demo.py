@@ -27,7 +27,7 @@ class Budget:
     """Other concepts that are watched."""
     other_pictures: int = 2
     """Of each of them, before the attack."""
-    sampler_steps: int = 10
+    sampler_steps: int = 8
     guidance: float = 4.0
     immunize_steps: int = 160
     """Half-steps of IMMA."""
