@@ -40,6 +40,7 @@ def load(
     dtype: str = "float32",
     vae_dtype: str = "float32",
     config: str | Path | None = None,
+    compiled: bool = False,
 ) -> DiffusionModel:
     """The model of a diffusers folder, of a world by its name ("emoji") or of a hub id, with `deltas` applied in order.
 
@@ -48,7 +49,8 @@ def load(
 
     The family follows from the folder's model_index.json. `dtype` is that of the denoiser and the text encoders. The
     autoencoder has its own, as half precision makes it overflow. An existing folder wins over a world or hub id of the
-    same name.
+    same name. `compiled` has the denoiser compiled (`torch.compile`) when it first runs, for long work on a GPU; what
+    it computes differs by rounding.
     """
     where = _device(device)
     loaded = [read_change(delta) if isinstance(delta, str | Path) else delta for delta in deltas]
@@ -67,6 +69,9 @@ def load(
         model = _from_folder(folder, name=_name(source), device=where, dtype=dtype, vae_dtype=vae_dtype)
     for delta in loaded:
         delta.on(model).apply(model)
+    if compiled:
+        # In place, so that parameters keep their names and adapters find their layers.
+        model.components[model.denoiser].compile()
     return model
 
 

@@ -170,17 +170,12 @@ class Adaptation(ABC):
 
 @contextmanager
 def _recomputing(model: DiffusionModel) -> Iterator[None]:
-    denoiser: Any = model.components[denoiser_of(model)]
+    denoiser: Any = model.components[model.denoiser]
     denoiser.enable_gradient_checkpointing()
     try:
         yield
     finally:
         denoiser.disable_gradient_checkpointing()
-
-
-def denoiser_of(model: DiffusionModel) -> str:
-    """The name of that component."""
-    return next(iter(model.parameters("denoiser"))).split(".", 1)[0]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from immunity.adaptations.attached import AdapterFiles, Attached
-from immunity.adaptations.base import Adaptation, denoiser_of
+from immunity.adaptations.base import Adaptation
 from immunity.checks import at_least, positive
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
@@ -125,7 +125,7 @@ def inside_denoiser(
     model: DiffusionModel, layers: type[PeftLayers], tuner: Any, config: Any, *, seed: int
 ) -> Iterator[PeftLayers]:
     """Puts the layers of a peft tuner class, with its config, into the model's denoiser for the length of a block."""
-    component = denoiser_of(model)
+    component = model.denoiser
     denoiser = model.components[component]
     training = denoiser.training
     marks = {value: value.requires_grad for value in denoiser.parameters()}

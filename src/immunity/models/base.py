@@ -115,6 +115,8 @@ class DiffusionModel(ABC):
     """Height and width of the pictures, in pixels."""
     family: ClassVar[str]
     """What people call such models."""
+    denoiser: ClassVar[str]
+    """The name of that component."""
     latent_shape: tuple[int, int, int]
     """(c, h, w)"""
 

@@ -32,8 +32,6 @@ class PipelineModel(DiffusionModel):
 
     pipeline_class: ClassVar[str]
     """In diffusers, and in model_index.json."""
-    denoiser: ClassVar[str]
-    """Its name among the parts."""
     parts: ClassVar[Mapping[str, str]]
     """The folders of the pipeline and the classes of what is in them, the scheduler apart."""
     optional: ClassVar[frozenset[str]] = frozenset()

@@ -25,7 +25,7 @@ def shard(model: DiffusionModel, *, whole: str, device: torch.device | str) -> N
         )
     device = torch.device(device)
     kept = set(model.parameters(whole).values())
-    denoiser = model.components[next(iter(model.parameters("denoiser"))).split(".", 1)[0]]
+    denoiser = model.components[model.denoiser]
     mesh = init_device_mesh(device.type, (processes.count(),))
     for part in [*_blocks(denoiser), denoiser]:
         settings: Any = {"mesh": mesh, "ignored_params": kept, "reshard_after_forward": True}
