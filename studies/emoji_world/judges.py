@@ -36,7 +36,7 @@ class Budget:
     """Training steps, of 64 pictures each (clip and dino: 128). The default ships; `SMOKE` only shows that all runs."""
 
     object: int = 4500
-    style: int = 6000
+    style: int = 4000
     clip: int = 1800
     dino: int = 1500
     lpips: int = 300
