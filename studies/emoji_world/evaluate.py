@@ -298,10 +298,35 @@ def learning_curves(work: Path, out: Path) -> None:
     figure.savefig(out / "judges.png", dpi=110)
 
 
+def style_confusion(work: Path, out: Path) -> None:
+    """Which vendors the style judge takes for one another, on the fold's objects: rows are the true ones."""
+    from matplotlib.figure import Figure
+
+    world, judge = World.load(work), Judge(judges.folder(work, "style") / "model")
+    test = world.where(splits=("fold",))
+    said = judge.names_of(real_pictures(world, test))
+    names = [s.name for s in v.STYLES]
+    table = np.zeros((len(names), len(names)))
+    for i, guess in zip(test, said, strict=True):
+        table[names.index(world.rows[i].style), names.index(guess)] += 1
+    table /= table.sum(1, keepdims=True).clip(1)
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(table, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(table >= 0.01):
+        share = table[row, column]
+        axes.text(column, row, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.5 else "black")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="taken for", ylabel="drawn by")
+    figure.savefig(out / "styles.png", dpi=110)
+
+
 def run(work: Path, out: Path, scale: Scale) -> dict[str, object]:
     quality: dict[str, object] = {"autoencoder": autoencoder_quality(work), "generator": generator_quality(work, scale)}
     gallery(work, out, scale)
     learning_curves(work, out)
+    style_confusion(work, out)
     quality |= {"memory": memory(work, out, scale), "speed": speed(work)}
     quality["style by exact colours alone, a baseline"] = {"top-1 on the fold": style_by_palette(work)}
     (work / "evaluation" / "quality.json").write_text(json.dumps(quality, indent=1))
