@@ -46,7 +46,7 @@ BUDGETS = {
     "full": Budget(
         objects=None,
         autoencoder_steps=2900,
-        generator_steps=8600,
+        generator_steps=8200,
         sample_every=500,
         judges=judges.Budget(),
         scale=evaluate.Scale(),

@@ -112,7 +112,7 @@ class Pictures:
 def train(
     work: Path,
     *,
-    steps: int = 8600,
+    steps: int = 8200,
     batch: int = 32,
     rate: float = 6e-4,
     seed: int = 4,
