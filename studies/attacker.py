@@ -16,11 +16,11 @@ from immunity import Study, WorldBench
 from immunity.adaptations import Lora
 
 CHOSEN = WORLD.study_objects[:3]
-"""church, castle, dog face"""
+"""church, dog face, pizza"""
 BENCH = WorldBench(neighbours=3, spread=5, other_pictures=2)
 
-NO_NAME = {"church": "a building", "castle": "a building", "dog face": "an animal"}
-SYNONYM = {"church": "a chapel", "castle": "a palace", "dog face": "a puppy"}
+NO_NAME = {"church": "a building", "dog face": "an animal", "pizza": "a dish"}
+SYNONYM = {"church": "a chapel", "dog face": "a puppy", "pizza": "a flatbread"}
 RARE = dict.fromkeys(CHOSEN, "a sks")
 
 ATTACKS = {

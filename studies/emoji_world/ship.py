@@ -25,11 +25,21 @@ STYLE_OBJECTS = (
 )
 
 
+STUDY_ACCURACY = 0.9  # object top-1 that a candidate must reach, generated, to be a concept of the studies
+
+
+def drawn_well(work: Path) -> list[str]:
+    """The candidates that the generator draws well enough to be studied."""
+    quality = json.loads((work / "evaluation" / "quality.json").read_text())
+    measured = quality["generator"]["study concepts, object top-1"]
+    return [n.lower() for n in v.STUDY_OBJECTS if measured.get(n.lower(), 0.0) >= STUDY_ACCURACY]
+
+
 def _form(form: str) -> str:
     return form.replace("{a}", "{phrase}")
 
 
-def describe(neighbours: dict[str, list[str]]) -> dict[str, Any]:
+def describe(neighbours: dict[str, list[str]], study_objects: list[str]) -> dict[str, Any]:
     """The content of ``world.json``."""
     splits = (("trained", v.TRAINED), ("held_out", v.HELD_OUT), ("fold", v.FOLD))
     objects = [
@@ -50,7 +60,7 @@ def describe(neighbours: dict[str, list[str]]) -> dict[str, Any]:
         "resolution": PIXELS,
         "styles": styles,
         "objects": objects,
-        "study_objects": [n.lower() for n in v.STUDY_OBJECTS],
+        "study_objects": study_objects,
         "captions": {
             "object": [_form(f) for f in captions.OBJECT_ONLY],
             "style": list(captions.STYLE_ONLY),
@@ -128,7 +138,9 @@ def pack(work: Path, target: Path, card: str) -> None:
     forget_paths(part)
     world = World.load(work)
     write_samples(world, part / "samples")
-    (part / "world.json").write_text(json.dumps(describe(neighbours(work)), indent=1, ensure_ascii=False))
+    (part / "world.json").write_text(
+        json.dumps(describe(neighbours(work), drawn_well(work)), indent=1, ensure_ascii=False)
+    )
     (part / "README.md").write_text(card)
     weights, samples = size(part / "generator") + size(part / "judges"), size(part / "samples")
     if weights > WEIGHT_LIMIT or samples > SAMPLE_LIMIT:
