@@ -155,8 +155,8 @@ musical score; studio microphone; control knobs; pager; keyboard; dvd; clapper b
 memo; black nib; clipboard; card file box; file cabinet
 """)
 
-# Candidates for the published studies, shown more often in training; every one is in TRAINED. The studies use those that
-# are then drawn well (`ship.STUDY_ACCURACY`).
+# Candidates for the published studies, shown more often in training; every one is in TRAINED. The studies use
+# those that are then drawn well (`ship.STUDY_ACCURACY`).
 STUDY_OBJECTS = _names("""
 church; castle; dog face; pizza; rocket; guitar; penguin; sunflower; bicycle; hamburger; strawberry; fire engine;
 cactus; snail
