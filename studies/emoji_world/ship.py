@@ -21,7 +21,7 @@ from PIL import Image
 SAMPLE_LIMIT = 4 * 2**20
 WEIGHT_LIMIT = 90 * 2**20
 STYLE_OBJECTS = (
-    48  # objects whose pictures stand for a style: the paper's twenty pictures of an artist, twice over, and spare ones
+    40  # objects whose pictures stand for a style: the paper's twenty pictures of an artist, twice over, and spare ones
 )
 
 
