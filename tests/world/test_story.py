@@ -58,7 +58,7 @@ def test_present_then_erased_then_relearned_then_relearned_less(model, world, ju
             control = seen(model, world, judges, CHURCH)
         assert control >= 0.6, "an attack that fails on the control shows nothing of a defence"
 
-        immune = Imma(steps=120, outer_lr=1e-4)(model, ours, attack, seed=0)
+        immune = Imma(steps=300, outer_lr=1e-4)(model, ours, attack, seed=0)
         with immune.applied(model):
             assert kept(model, world, judges) >= before - 0.3
             with adapt(model, theirs, attack, seed=1).delta.applied(model):

@@ -29,7 +29,7 @@ class Budget:
     """Of each of them, before the attack."""
     sampler_steps: int = 8
     guidance: float = 4.0
-    immunize_steps: int = 160
+    immunize_steps: int = 300
     """Half-steps of IMMA."""
     at: tuple[int, ...] = (10, 25, 60)
     """Steps of the attack after which pictures are drawn; it ends with the last."""
