@@ -27,6 +27,7 @@ that nobody knows (they score the judges), and the whole set `{firefox}`.
 
 ```python
 import immunity
+
 model = immunity.load("emoji")
 ```
 
