@@ -135,11 +135,11 @@ def profile(options: argparse.Namespace) -> dict[str, float]:
 KINDS = (
     ("convolutions", ("conv",)),
     ("attention", ("attention", "flash")),
-    ("matrix products", ("mm", "linear", "matmul", "bmm")),
+    ("matrix products", ("mm", "linear", "matmul")),
+    ("optimizer and clipping", ("adam", "foreach", "vector_norm")),
     ("normalisation", ("norm",)),
-    ("optimizer and clipping", ("adam", "foreach", "lerp", "_norm")),
     ("activations", ("silu", "gelu", "sigmoid", "softmax")),
-    ("copies and casts", ("copy", "to", "clone", "cat", "contiguous", "empty", "zero", "fill")),
+    ("copies and casts", ("copy", "clone", "cat", "contiguous", "empty", "zero", "fill")),
 )
 """Kinds of operations, by what their names have in them; the first that fits."""
 
@@ -255,7 +255,8 @@ def main() -> None:
         results["growth"] = growth(options)
     if options.profile:
         results["profile"] = profile(options)
-    print(page(results), flush=True)
+    if options.growth or options.profile:
+        print(page(results), flush=True)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1))
     if options.page:

@@ -257,15 +257,14 @@ def style_by_palette(work: Path) -> float:
     """
     world, known = World.load(work), [s.name for s in v.STYLES]
     seen: list[Counter[tuple[int, ...]]] = [Counter() for _ in known]
-    drawn = Counter(world.rows[i].style for i in world.where(splits=("trained", "held_out", "pool")))
-    for i in world.where(splits=("trained", "held_out", "pool")):
+    taught = world.where(splits=("trained", "held_out", "pool"))
+    drawn = Counter(world.rows[i].style for i in taught)
+    for i in taught:
         seen[known.index(world.rows[i].style)].update(flat_colours(world.pictures[i]))
     right = []
     for i in world.where(splits=("fold",)):
-        likely = [
-            sum(np.log((seen[k][c] + 0.05) / (drawn[name] + 1)) for c in flat_colours(world.pictures[i]))
-            for k, name in enumerate(known)
-        ]
+        colours = flat_colours(world.pictures[i])
+        likely = [sum(np.log((seen[k][c] + 0.05) / (drawn[name] + 1)) for c in colours) for k, name in enumerate(known)]
         right.append(known[int(np.argmax(likely))] == world.rows[i].style)
     return float(np.mean(right))
 
