@@ -43,11 +43,16 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob("*/study.json"))
 
 
+def place(study: Path) -> Path:
+    """`relearning/objects`, `attacker`: the name of the study's file, and of the study where the file has several."""
+    alone = (ROOT / "studies" / f"{study.name}.py").exists()
+    return Path(study.name) if alone else Path(study.parent.name, study.name)
+
+
 def keep(folder: Path) -> None:
     """Copies a study's records to where they are part of the project."""
-    kept = ROOT / "studies" / "records"
     for study in folders_in(folder):
-        target = kept / (study.name if study == folder else f"{folder.name}/{study.name}")
+        target = ROOT / "studies" / "records" / place(study)
         for file in (study / "study.json", *study.glob("cells/*/*/*.json")):
             copy = target / file.relative_to(study)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +76,7 @@ def main() -> None:
     head = HEAD.format(folders=" ".join(map(str, folders)))
     (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(page, folders)]), encoding="utf-8")
     first = folders_in(folders[0])[0]
-    study = first.name if (ROOT / "studies" / f"{first.name}.py").exists() else first.parent.name
-    block = readme(RecordFolder(first).read(), study)
+    block = readme(RecordFolder(first).read(), place(first).parts[0])
     for folder in folders:
         if ROOT / "studies" / "records" not in folder.resolve().parents:
             keep(folder)

@@ -75,6 +75,16 @@ def psnr(model, pictures: np.ndarray, batch: int = 32) -> Tensor:
     return torch.cat(out)
 
 
+@torch.no_grad()
+def decoded(work: Path, pictures: np.ndarray, batch: int = 64) -> Tensor:
+    """uint8 [n, 3, 64, 64]: the pictures, [n, 64, 64, 3], as the finished autoencoder renders them."""
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_pretrained(work / "autoencoder" / "model", torch_dtype=torch.float32).eval()
+    parts = (model.decode(model.encode(x).latent_dist.mean).sample for x in to_tensor(pictures).split(batch))
+    return torch.cat([((part.clamp(-1, 1) + 1) * 127.5).round().byte() for part in parts])
+
+
 def train(
     work: Path,
     *,

@@ -48,6 +48,12 @@ def _pick(forms: tuple[str, ...], generator: torch.Generator) -> str:
     return forms[int(torch.randint(len(forms), (), generator=generator))]
 
 
+def form(generator: torch.Generator, *, naming_style: float) -> str:
+    """A caption with its names left open: with probability ``naming_style`` one that says the style."""
+    naming = float(torch.rand((), generator=generator)) < naming_style
+    return _pick(BOTH * 4 + STYLE_ONLY if naming else OBJECT_ONLY, generator)
+
+
 def caption(name: str, style: str, generator: torch.Generator, *, unconditional: float = 0.0) -> str:
     """One caption of a picture: mostly both its object and its style, sometimes one of them, with probability
     ``unconditional`` none."""

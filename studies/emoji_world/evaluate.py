@@ -50,7 +50,7 @@ class Scale:
     """How much is generated: all trained objects for the model card, a few at 2 steps for a smoke run."""
 
     objects: int | None = None
-    steps: int = 10
+    steps: int = 8
     seeds: int = 4
 
     @property

@@ -2,10 +2,15 @@
 
 Text encoder and denoiser learn together on the trained objects in the eight known styles: epsilon prediction, SD's
 scaled-linear schedule, min-SNR weighting (Hang et al., 2023, gamma 5). The autoencoder's latents are computed once.
+
+Two runs. The first draws its pictures independently and ends with objects that are right and vendors that are drawn too
+alike: what a vendor changes is small beside the noise of a batch. In the second each batch shows the same objects by
+several vendors under the *same* noise at the same time, so what is common to them cancels out of what tells them apart.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import captions
@@ -18,6 +23,7 @@ from torch import Tensor
 
 UNCONDITIONAL = 0.1
 SNR_CAP = 5.0
+HANDS = 4  # vendors that draw the same object in a batch of the second run
 STUDY_WEIGHT = 1.5  # the concepts of the published studies are drawn more often: what is shown must be drawn well
 
 
@@ -107,14 +113,28 @@ class Pictures:
             self.std = torch.cat([p.std for p in parts]) * vae.config.scaling_factor
         study = {name.lower() for name in v.STUDY_OBJECTS}
         self.weights = torch.tensor([STUDY_WEIGHT if r.object in study else 1.0 for r in self.rows])
+        by_object: dict[str, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            by_object.setdefault(row.object, []).append(i)
+        self.by_object = {name: torch.tensor(rows) for name, rows in by_object.items()}
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """int64 [batch]: rows drawn independently."""
+        return torch.multinomial(self.weights, batch, replacement=True, generator=generator)
+
+    def draw_hands(self, objects: int, generator: torch.Generator) -> list[Tensor]:
+        """For each of ``objects`` objects, the rows of at most `HANDS` vendors' pictures of it."""
+        first = self.draw(objects, generator).tolist()
+        rows = [self.by_object[self.rows[i].object] for i in first]
+        return [r[torch.randperm(len(r), generator=generator)[:HANDS]] for r in rows]
 
 
 def train(
     work: Path,
     *,
-    steps: int = 8200,
+    steps: tuple[int, int] = (8200, 3600),
     batch: int = 32,
-    rate: float = 6e-4,
+    rates: tuple[float, float] = (6e-4, 5e-4),
     seed: int = 4,
     limit: int | None = None,
     sample_every: int = 500,
@@ -138,29 +158,43 @@ def train(
         .requires_grad_(False)
     )
     data = Pictures(World.load(work), vae, limit)
-    plan = training.Plan(
-        steps=steps, rate=rate, warmup=200, seed=seed, sample_every=sample_every, average=0.998, decay=0.35
-    )
-    run = training.Run({"unet": unet, "text_encoder": text_encoder}, plan, out)
     alphas = scheduler.alphas_cumprod
     snr = alphas / (1 - alphas)
     density = sampling_density(snr)
     weight = torch.clamp(SNR_CAP / snr, max=1.0) / density
 
-    def loss(_: int, generator: torch.Generator) -> Tensor:
-        picked = torch.multinomial(data.weights, batch, replacement=True, generator=generator)
-        texts = [
-            captions.caption(data.rows[i].object, data.rows[i].style, generator, unconditional=UNCONDITIONAL)
-            for i in picked.tolist()
-        ]
-        latents = data.mean[picked] + data.std[picked] * torch.randn(data.mean[picked].shape, generator=generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        times = torch.multinomial(density, batch, replacement=True, generator=generator)
+    def loss_of(rows: Tensor, times: Tensor, noise: Tensor, texts: list[str], generator: torch.Generator) -> Tensor:
+        latents = data.mean[rows] + data.std[rows] * torch.randn(data.mean[rows].shape, generator=generator)
         noisy = scheduler.add_noise(latents, noise, times)
         with training.lower_precision():
             conditioning = text_encoder(tokenize(tokenizer, texts)).last_hidden_state
             predicted = unet(noisy, times, conditioning).sample
         return (weight[times] * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
+
+    def loss(_: int, generator: torch.Generator) -> Tensor:
+        picked = data.draw(batch, generator)
+        texts = [
+            captions.caption(data.rows[i].object, data.rows[i].style, generator, unconditional=UNCONDITIONAL)
+            for i in picked.tolist()
+        ]
+        times = torch.multinomial(density, batch, replacement=True, generator=generator)
+        noise = torch.randn(data.mean[picked].shape, generator=generator)
+        return loss_of(picked, times, noise, texts, generator)
+
+    def loss_of_hands(_: int, generator: torch.Generator) -> Tensor:
+        groups = data.draw_hands(batch // HANDS, generator)
+        own = torch.cat([torch.full((len(rows),), k) for k, rows in enumerate(groups)])
+        picked = torch.cat(groups)
+        forms = [captions.form(generator, naming_style=0.95) for _ in groups]
+        texts = [
+            captions.fill(forms[k], data.rows[i].object, data.rows[i].style)
+            if float(torch.rand((), generator=generator)) >= UNCONDITIONAL
+            else ""
+            for k, i in zip(own.tolist(), picked.tolist(), strict=True)
+        ]
+        times = torch.multinomial(density, len(groups), replacement=True, generator=generator)
+        noise = torch.randn((len(groups), *data.mean.shape[1:]), generator=generator)
+        return loss_of(picked, times[own], noise[own], texts, generator)
 
     def pipeline() -> StableDiffusionPipeline:
         pipe = StableDiffusionPipeline(
@@ -176,21 +210,30 @@ def train(
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def sample(step: int) -> None:
+    def sample(step: int, folder: Path) -> None:
         names = [n.lower() for n in (*v.STUDY_OBJECTS[:2], "cat face", "bus", "banana", "key")]
         prompts = [captions.fill(captions.BOTH[0], n, s.name) for n in names for s in v.STYLES]
         seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
         pictures = pipeline()(
             prompts, generator=seeds, num_inference_steps=12, guidance_scale=4.0, output_type="pt"
         ).images
-        training.grid(pictures, len(v.STYLES), out / "samples" / f"{step:06d}.png", scale=2)
+        training.grid(pictures, len(v.STYLES), folder / "samples" / f"{step:06d}.png", scale=2)
 
-    run.loop(loss, sample=sample, name="generator")
-    run.use_average()
+    modules = {"unet": unet, "text_encoder": text_encoder}
+    independent = training.Plan(
+        steps=steps[0], rate=rates[0], warmup=200, seed=seed, sample_every=sample_every, average=0.998, decay=0.35
+    )
+    of_hands = training.Plan(
+        steps=steps[1], rate=rates[1], warmup=100, seed=seed + 1, sample_every=sample_every, average=0.998
+    )
+    for plan, folder, objective in ((independent, out, loss), (of_hands, out / "hands", loss_of_hands)):
+        run = training.Run(modules, plan, folder)
+        run.loop(objective, sample=partial(sample, folder=folder), name=f"generator, {folder.name}")
+        run.use_average()
     pipeline().to(torch.float16).save_pretrained(out / "model")
 
 
 if __name__ == "__main__":
     import sys
 
-    train(Path(sys.argv[1]), steps=int(sys.argv[2]))
+    train(Path(sys.argv[1]), steps=(int(sys.argv[2]), int(sys.argv[3])))
