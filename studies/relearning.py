@@ -8,7 +8,7 @@ The same command in a second process shares the work; killed, it goes on where i
 Erased with UCE. The attacker has 20 pictures that the base model drew, as in the paper (there 20 as well), and 60
 steps of LoRA. IMMA is made against that attack on 20 other pictures. Beside it in the same table: ascent without an
 attacker inside, with as many outer steps at the same rate, and a random change of the same norm, layer by layer.
-Two harmless subjects, which the model never saw, are taught with and without the defence.
+A harmless subject, which the model never saw, is taught with and without the defence.
 
 What it gave is in docs/results.md, which `python studies/publish.py` makes of the records.
 """
@@ -18,7 +18,7 @@ from scale import ERASE_A_STYLE, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER, WORLD
 from immunity import AscentOnly, RandomPerturbation, Study, Uce, WorldBench
 from immunity.evaluation.bench import spread_over
 
-HARMLESS = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 2)
+HARMLESS = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 1)
 
 
 def study(title: str, concepts: tuple[str, ...], eraser: Uce) -> Study:
