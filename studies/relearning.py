@@ -19,6 +19,8 @@ from immunity import AscentOnly, RandomPerturbation, Study, Uce, WorldBench
 from immunity.evaluation.bench import spread_over
 
 HARMLESS = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 1)
+# Of the eight, those that the judge recognises most often in what the base model draws (docs/world): 99%, 62%, 57%.
+STYLES_DRAWN_BEST = ("openmoji", "noto", "emojione v1")
 
 
 def study(title: str, concepts: tuple[str, ...], eraser: Uce) -> Study:
@@ -41,5 +43,5 @@ def study(title: str, concepts: tuple[str, ...], eraser: Uce) -> Study:
 
 studies = {
     "objects": study("Relearning objects by LoRA", WORLD.study_objects[:10], ERASE_AN_OBJECT),
-    "styles": study("Relearning styles by LoRA", ("openmoji", "twemoji", "fluent"), ERASE_A_STYLE),
+    "styles": study("Relearning styles by LoRA", STYLES_DRAWN_BEST, ERASE_A_STYLE),
 }

@@ -24,7 +24,7 @@ STYLES = tuple(each.name for each in WORLD.concepts("style", "trained"))
 # A quarter of the objects, evenly spread, and the concept's neighbours stand for all that is to be kept. With every
 # object preserved the closed form has more constraints than features (256), and leaves most of a concept where it was.
 ERASE_AN_OBJECT, ERASE_A_STYLE = Uce(preserve=spread_over(OBJECTS, 50)), Uce(preserve=STYLES)
-IMMA = Imma(steps=300, outer_lr=1e-4)
+IMMA = Imma(steps=200, outer_lr=1e-4)
 SAMPLER = Sampler(steps=8, guidance=4.0)
 
 # The pictures' own captions, which also say the style, with the attacker's word in the object's place.

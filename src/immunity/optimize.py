@@ -21,8 +21,9 @@ from immunity import processes
 from immunity.atomic import save_tensors
 from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
+from immunity.models.base import thawed
 from immunity.optimizers import AnyOptimizer
-from immunity.stepping import DivergedError, Stepper, StepResult, thawed
+from immunity.stepping import DivergedError, Stepper, StepResult
 
 Precision = Literal["float32", "bfloat16"]
 """Of the forward pass; bfloat16 needs no loss scaling, float16 would."""

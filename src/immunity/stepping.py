@@ -4,8 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,7 +91,7 @@ class Stepper:
         ]
 
     def step(self, loss: Tensor | Iterable[Tensor], *, share: float = 1.0) -> StepResult:
-        """One step down `loss` (up, with `maximize`). The parameters must require gradients: see `thawed`.
+        """One step down `loss` (up, with `maximize`). The parameters must be `thawed`.
 
         Of several losses, each of which is asked for when the one before has been used up, it is the mean. `share` is
         of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the loss
@@ -187,17 +186,3 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return one if other is None else other
     return one.float() + other.float() if one.dtype.itemsize < 4 else one + other  # small sums vanish in half precision
-
-
-@contextmanager
-def thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Lets the parameters require gradients for the length of a block."""
-    frozen = [value for value in parameters if not value.requires_grad]
-    try:
-        for value in frozen:
-            value.requires_grad_(True)
-        yield
-    finally:
-        for value in frozen:
-            value.requires_grad_(False)
-            value.grad = None

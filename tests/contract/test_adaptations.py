@@ -24,9 +24,9 @@ from immunity.adaptations import (
 )
 from immunity.adaptations.new_token import NewToken
 from immunity.deltas import hash_tensors
+from immunity.models import thawed
 from immunity.models.vocabulary import LearnedToken
 from immunity.optimize import Journal
-from immunity.stepping import thawed
 
 from tests import tiny
 

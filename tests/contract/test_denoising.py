@@ -8,8 +8,8 @@ import torch
 from immunity import Examples, Lora, adapt
 from immunity.adaptations import Batch, Batches, denoising_loss
 from immunity.adaptations.denoising import Noising, min_snr_weights, noised
+from immunity.models import thawed
 from immunity.models.base import LatentDistribution
-from immunity.stepping import thawed
 
 from tests import tiny
 

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from immunity import Examples, Lora, load
-from immunity.stepping import thawed
+from immunity.models import thawed
 
 from tests import tiny
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from immunity import ImmunityError
+from immunity.models import thawed
 from immunity.optimize import Checkpoint, Loop, fit, identity
 from immunity.optimizers import AdamW, Sgd
-from immunity.stepping import DivergedError, Stepper, StepResult, thawed
+from immunity.stepping import DivergedError, Stepper, StepResult
 
 
 def weights(seed: int = 0, **options) -> nn.Parameter:

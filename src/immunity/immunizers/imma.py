@@ -16,11 +16,11 @@ from immunity.deltas import Delta, Provenance
 from immunity.errors import ImmunityError
 from immunity.immunizers.opponents import Opponents
 from immunity.immunizers.retention import Retention, RetentionKind
-from immunity.models import DiffusionModel
+from immunity.models import DiffusionModel, thawed
 from immunity.models.original import Original
 from immunity.optimize import Journal, Loop, derived_seed
 from immunity.optimizers import AdamW
-from immunity.stepping import Stepper, StepResult, thawed
+from immunity.stepping import Stepper, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """What is attacked and protected: the models, one file for each family."""
 
-from immunity.models.base import Conditioning, DiffusionModel, PartialSample
+from immunity.models.base import Conditioning, DiffusionModel, PartialSample, thawed
 from immunity.models.flux import FluxModel
 from immunity.models.pixart import PixartModel
 from immunity.models.sd3 import Sd3Model
@@ -19,4 +19,5 @@ __all__ = [
     "Sd3Model",
     "SdxlModel",
     "UNetModel",
+    "thawed",
 ]

@@ -1,7 +1,8 @@
 """The interface that every method is written on: what a text-to-image diffusion model can be asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -16,6 +17,20 @@ from immunity.models.vocabulary import Vocabulary
 
 Progress = Callable[[int, int], None]
 """Called with the denoising steps done and the denoising steps in all, over all batches."""
+
+
+@contextmanager
+def thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Lets the parameters require gradients for the length of a block."""
+    frozen = [value for value in parameters if not value.requires_grad]
+    try:
+        for value in frozen:
+            value.requires_grad_(True)
+        yield
+    finally:
+        for value in frozen:
+            value.requires_grad_(False)
+            value.grad = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
 from immunity.models.autoencoder import Autoencoder
-from immunity.models.base import Conditioning, DiffusionModel, LatentDistribution, PartialSample, Progress
+from immunity.models.base import Conditioning, DiffusionModel, LatentDistribution, PartialSample, Progress, thawed
 from immunity.models.folders import quiet_libraries, read_index, read_parts
 from immunity.models.groups import Group
 from immunity.models.noising import Noising
@@ -335,21 +335,13 @@ class PipelineModel(DiffusionModel):
         """What the pipeline is made with, besides its parts."""
         return {}
 
-    @contextmanager
-    def _as_loaded_by_diffusers(self) -> Iterator[None]:
+    def _as_loaded_by_diffusers(self) -> AbstractContextManager[None]:
         """All weights marked as requiring gradients.
 
         Even without a graph, PyTorch chooses some kernels (linear layers on strided input) by that mark, and they round
         differently. Plain diffusers leaves the mark on, so pictures equal to its own, bit for bit, need it too.
         """
-        frozen = [value for part in self.components.values() for value in part.parameters() if not value.requires_grad]
-        try:
-            for value in frozen:
-                value.requires_grad_(True)
-            yield
-        finally:
-            for value in frozen:
-                value.requires_grad_(False)
+        return thawed(value for part in self.components.values() for value in part.parameters())
 
     def _fresh_scheduler(self) -> Any:
         # Multistep samplers remember their last outputs: a new one each time leaves nothing over from the last call.
