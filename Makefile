@@ -38,7 +38,7 @@ world: $(INSTALLED_WORLD)
 
 # Speed and memory beside the straightforward loops, on the embedded world; benchmarks/run.py --help for other sizes.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/run.py --size emoji --batch 4 --page docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py --size emoji --batch 4 --publish
 
 # torch by exact version and on its own line: see CONTRIBUTING.md, "Two traps of the set-up".
 $(INSTALLED): pyproject.toml

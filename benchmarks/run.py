@@ -2,7 +2,7 @@
 
     python benchmarks/run.py --size small                    (a minute: does it run?)
     python benchmarks/run.py --size sd1 --out sd1.json       (Stable Diffusion 1.x's shape, 512 px; an hour on a CPU)
-    make bench                                               (the embedded world; writes docs/benchmarks.md)
+    make bench                                               (the embedded world; published in docs/benchmarks.md)
 
 Each side is a process of its own; they take turns step by step, so that whatever else the machine does hits both. A
 figure is the median over steps after the first, which warms up (for ESD, whose steps differ in length, the mean);
@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import results
 import shapes
 import sides
 
@@ -177,40 +178,6 @@ def forward_flops(options: argparse.Namespace) -> float:
     return float(counter.get_total_flops())
 
 
-def page(results: dict[str, Any]) -> str:
-    lines = [
-        f"## {results['size']}, {results['pixels']} px, batch {results['batch']}, {results['dtype']}\n",
-        f"{results['machine']}; PyTorch {results['torch']}. Matrix products: {results['matmul'] / 1e9:.0f} GFLOP/s in "
-        f"{results['dtype']}. A forward pass of the denoiser: {results['flops'] / 1e9:.1f} GFLOP a picture.\n",
-        "| a step of | straightforward | ours | faster | peak memory | of the matmul rate |",
-        "|---|---|---|---|---|---|",
-    ]
-    passes = {"lora": 3, "imma": 3, "sample": 2}  # forward, and backward to the activations; with and without prompt
-    for row in results["operations"]:
-        name, rate = row["operation"], "—"
-        if name in passes:
-            work = passes[name] * results["flops"] * results["batch"] / row["ours"]["seconds"]
-            rate = f"{work / results['matmul']:.0%}"
-        lines.append(
-            f"| {name} | {row['plain']['seconds']:.3g} s, {row['plain']['peak_bytes'] / 2**30:.1f} GiB | "
-            f"{row['ours']['seconds']:.3g} s, {row['ours']['peak_bytes'] / 2**30:.1f} GiB | {row['faster']:.1f}× | "
-            f"{row['memory']:.0%} | {rate} |"
-        )
-    if "growth" in results:
-        lines += [
-            "\nHow our side's cost grows, in seconds a step:\n",
-            "| with | a step of | setting | seconds | peak |",
-        ]
-        lines += ["|---|---|---|---|---|"]
-        for row in results["growth"]:
-            peak = f"{row['peak_bytes'] / 2**30:.1f} GiB"
-            lines.append(f"| {row['what']} | {row['operation']} | {row['setting']} | {row['seconds']:.3g} | {peak} |")
-    if "profile" in results:
-        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in results["profile"].items() if share >= 0.01)
-        lines.append(f"\nWhere an IMMA iteration's time goes on our side: {shares}.")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("small", "sd1", "emoji"), default="small")
@@ -224,7 +191,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also where the time of an IMMA iteration goes")
     parser.add_argument("--only", choices=sides.OPERATIONS, nargs="*", default=sides.OPERATIONS)
     parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("--page", type=Path, help="Markdown file to write")
+    parser.add_argument("--publish", action="store_true", help=results.PUBLISH)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "immunity-benchmarks")
     parser.add_argument("--operation", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=("plain", "ours"), help=argparse.SUPPRESS)
@@ -236,8 +203,13 @@ def main() -> None:
 
     from immunity.evaluation.machine import machine
 
+    if options.size == "emoji":
+        from immunity import World
+
+        options.pixels = World.open("emoji").resolution
     shapes.folder_of(options.size, options.cache, pixels=options.pixels)
-    results = {
+    found = {
+        "kind": "speed",
         "size": options.size,
         "pixels": options.pixels,
         "batch": options.batch,
@@ -249,18 +221,18 @@ def main() -> None:
         "operations": [],
     }
     for operation in options.only:
-        results["operations"].append(measure(operation, options))
-        print(page(results), flush=True)
+        found["operations"].append(measure(operation, options))
+        print(results.speed(found), flush=True)
     if options.growth:
-        results["growth"] = growth(options)
+        found["growth"] = growth(options)
     if options.profile:
-        results["profile"] = profile(options)
+        found["profile"] = profile(options)
     if options.growth or options.profile:
-        print(page(results), flush=True)
+        print(results.speed(found), flush=True)
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1))
-    if options.page:
-        options.page.write_text("# Speed and memory\n\nMade by `benchmarks/run.py`.\n\n" + page(results))
+        options.out.write_text(json.dumps(found, indent=1))
+    if options.publish:
+        results.publish(found)
 
 
 if __name__ == "__main__":

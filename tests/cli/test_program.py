@@ -43,6 +43,16 @@ def test_the_program_is_installed():
     assert installed("sample", "--no-such-flag").code == 2
 
 
+def test_who_stops_reading_is_not_told_of_it():
+    command = [sys.executable, "-m", "immunity", "sample", "--help"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as running:
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait() == 141
+
+
 def test_each_verb_is_summed_up_by_the_first_line_of_its_docstring():
     for verb, command in COMMANDS.items():
         assert inspect.getdoc(function_of(verb)).splitlines()[0] == command.summary

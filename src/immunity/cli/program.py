@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.metadata
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -67,7 +68,7 @@ def function_of(verb: str) -> Callable[..., None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; the answer is its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Runs the program. Its exit code is 0; 2 for bad input, 130 when interrupted, 141 when nobody reads on."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
@@ -77,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(error), code=2)
     except KeyboardInterrupt as error:
         return _say(f"interrupted; nothing half-written is left; {error}".rstrip("; "), code=130)
+    except BrokenPipeError:
+        # Who reads has seen enough, as `head` has. What is still in the buffer goes nowhere, so that the interpreter's
+        # own flush at the end does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         # What the rooms have not foreseen is still the machine's trouble and not the program's.
         problem = ImmunityError(

@@ -1,0 +1,75 @@
+"""What was measured, as JSON that is kept and as the page that is made of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KEPT, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks.md"
+PUBLISH = "keep the figures in benchmarks/results and make docs/benchmarks.md anew of all that are there"
+HEAD = """# Speed and memory
+
+Made by `benchmarks/run.py` and `benchmarks/flow.py` from `benchmarks/results`; do not edit. Both sides of a ratio ran
+in turn, step by step, on one machine. What "straightforward" means is written in `benchmarks/sides.py`.
+
+"""
+
+
+def publish(found: Mapping[str, Any]) -> None:
+    """Keeps one run's figures in place of an earlier run's of the same settings, and makes the page."""
+    name = "-".join(str(found[key]) for key in ("kind", "size", "pixels", "dtype") if key in found)
+    KEPT.mkdir(exist_ok=True)
+    (KEPT / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(KEPT.glob("*.json"))]
+    sections = {"speed": speed, "flow": flow}
+    PAGE.write_text(HEAD + "\n".join(sections[each["kind"]](each) for each in kept), encoding="utf-8")
+
+
+def flow(found: Mapping[str, Any]) -> str:
+    """One run of `flow.py`."""
+    setting = f"{found['size']}, {found['pixels']} px, {found['dtype']}, {found['steps']} steps of each training"
+    lines = [
+        f"## The whole flow: {setting}\n",
+        "| verb | seconds | peak memory of the process |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {row['verb']} | {row['seconds']:.0f} | {row['peak_bytes'] / 2**30:.1f} GiB |" for row in found["rows"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def speed(found: Mapping[str, Any]) -> str:
+    """One run of `run.py`."""
+    lines = [
+        f"## {found['size']}, {found['pixels']} px, batch {found['batch']}, {found['dtype']}\n",
+        f"{found['machine']}; PyTorch {found['torch']}. Matrix products: {found['matmul'] / 1e9:.0f} GFLOP/s in "
+        f"{found['dtype']}. A forward pass of the denoiser: {found['flops'] / 1e9:.1f} GFLOP a picture.\n",
+        "| a step of | straightforward | ours | faster | peak memory | of the matmul rate |",
+        "|---|---|---|---|---|---|",
+    ]
+    passes = {"lora": 3, "imma": 3, "sample": 2}  # forward, and backward to the activations; with and without prompt
+    for row in found["operations"]:
+        name, rate = row["operation"], "—"
+        if name in passes:
+            work = passes[name] * found["flops"] * found["batch"] / row["ours"]["seconds"]
+            rate = f"{work / found['matmul']:.0%}"
+        lines.append(
+            f"| {name} | {row['plain']['seconds']:.3g} s, {row['plain']['peak_bytes'] / 2**30:.1f} GiB | "
+            f"{row['ours']['seconds']:.3g} s, {row['ours']['peak_bytes'] / 2**30:.1f} GiB | {row['faster']:.1f}× | "
+            f"{row['memory']:.0%} | {rate} |"
+        )
+    if "growth" in found:
+        lines += [
+            "\nHow our side's cost grows, in seconds a step:\n",
+            "| with | a step of | setting | seconds | peak |",
+        ]
+        lines += ["|---|---|---|---|---|"]
+        for row in found["growth"]:
+            peak = f"{row['peak_bytes'] / 2**30:.1f} GiB"
+            lines.append(f"| {row['what']} | {row['operation']} | {row['setting']} | {row['seconds']:.3g} | {peak} |")
+    if "profile" in found:
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in found["profile"].items() if share >= 0.01)
+        lines.append(f"\nWhere an IMMA iteration's time goes on our side: {shares}.")
+    return "\n".join(lines) + "\n"
