@@ -32,7 +32,7 @@ class Budget:
     """Of each of them, before the attack."""
     sampler_steps: int = 8
     guidance: float = 4.0
-    immunize_steps: int = 300
+    immunize_steps: int = 200
     """Half-steps of IMMA."""
     at: tuple[int, ...] = (10, 25, 60)
     """Steps of the attack after which pictures are drawn; it ends with the last."""
