@@ -86,7 +86,7 @@ def judge_all(judged: Sequence[tuple[Comparison, Verdict]], msgr: Estimate | Non
     failed = [of.concept for of, verdict in judged if verdict.grade not in ("holds", "slows")]
     parts = []
     if works:
-        parts.append(f"Within this attack, {held or 'none'} of them did not come back at all.")
+        parts.append(f"Within this attack, {held or 'none'} of them did not come back by any measure.")
     if failed:
         parts.append(f"Not shown for: {', '.join(failed)}.")
     if msgr is not None:
