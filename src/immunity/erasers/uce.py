@@ -28,8 +28,8 @@ class Uce:
     """What each concept becomes: one text for all concepts, or one each. A word takes the concept's place in its
     prompts; the empty text stands for the unconditional prompt."""
     preserve: tuple[str, ...] = ()
-    """Names to keep, besides the concepts' neighbours; each takes the concept's place in its prompts. A sample of what is
-    to be kept erases best: tokens that outnumber the text features' width hold the concept in place too."""
+    """Names to keep, besides the concepts' neighbours; each takes the concept's place in its prompts. A sample of what
+    is to be kept erases best: tokens that outnumber the text features' width hold the concept in place too."""
     lam: float = 0.1
     """λ, the pull towards the old weights. Small erases and preserves exactly; large changes little."""
 
