@@ -10,17 +10,16 @@ that each attack needs are in its own curves.
 
 from dataclasses import replace
 
-from scale import ERASE_AN_OBJECT, IMMA, LORA, SAMPLER, WORLD
+from scale import ERASE_AN_OBJECT, IMMA, LORA, SAMPLER
 
 from immunity import Study, WorldBench
 from immunity.adaptations import Lora
 
-CHOSEN = WORLD.study_objects[:3]
-"""church, dog face, pizza"""
 BENCH = WorldBench(neighbours=3, spread=5, other_pictures=2)
 
 NO_NAME = {"church": "a building", "dog face": "an animal", "pizza": "a dish"}
 SYNONYM = {"church": "a chapel", "dog face": "a puppy", "pizza": "a flatbread"}
+CHOSEN = tuple(NO_NAME)
 RARE = dict.fromkeys(CHOSEN, "a sks")
 
 ATTACKS = {
