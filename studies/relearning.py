@@ -19,7 +19,7 @@ from immunity import AscentOnly, RandomPerturbation, Study, Uce, WorldBench
 from immunity.evaluation.bench import spread_over
 
 HARMLESS = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 1)
-# Of the eight, those that the judge recognises most often in what the base model draws (docs/world): 99%, 62%, 57%.
+# Of the eight, those that the judge recognises most often in what the base model draws.
 STYLES_DRAWN_BEST = ("openmoji", "noto", "emojione v1")
 
 

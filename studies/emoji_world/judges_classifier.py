@@ -217,7 +217,7 @@ def train_style(work: Path, *, steps: int, batch: int = 64, seed: int = 12) -> N
     labels = torch.tensor([classes.index(r.style) if r.style in classes else -1 for r in world.rows])
     pictures = (judges.ink(world.pictures[seen]) * 255).round().byte()
     # What the generator draws has come out of its autoencoder. A judge that never saw one's traces takes them for a
-    # hand: it knew 96% of the trained pictures, and 73% of the same pictures after the autoencoder.
+    # hand.
     decoded = 255 - autoencoder.decoded(work, world.pictures[seen])
     unseen = judges.ink(world.pictures[test])
     sheets = same_objects([world.rows[i] for i in seen], classes)
