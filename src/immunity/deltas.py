@@ -293,11 +293,14 @@ class Undo:
         self.model.parents = self.parents
 
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names. Device and memory layout do not count."""
+def hash_tensors(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names. Device and memory layout do not count.
+
+    With a `dtype`, of the values in that type, made one tensor after the other.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = tensors[name].detach().to("cpu", dtype).contiguous()
         digest.update(f"{name}|{value.dtype}|{list(value.shape)}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -29,6 +29,16 @@ def test_half_precision_files_are_made_float32(copy, name):
         assert torch.equal(value, halves[key.removeprefix("unet.")].float())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_model_is_the_same_by_hash_in_whatever_it_is_read(copy, dtype):
+    for file in copy.rglob("*.safetensors"):
+        save_file({key: value.half() for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    whole, short = load(copy), load(copy, dtype=dtype, vae_dtype=dtype)
+    assert short.base_hash == whole.base_hash
+    for name, value in whole.parameters("all").items():
+        assert torch.equal(short.parameters("all")[name], value.to(getattr(torch, dtype)))
+
+
 def test_deltas_are_applied_in_order_from_files_too(copy, tmp_path):
     model = load(copy)
     name = next(iter(model.parameters("text_kv")))

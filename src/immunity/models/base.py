@@ -147,7 +147,7 @@ class DiffusionModel(ABC):
             module.requires_grad_(False).eval()
         everything = self._everything()
         self._theta = {key: value for key, value in everything.items() if key.split(".", 1)[0] in trained}
-        self.base_hash = hash_tensors({key: value.float() for key, value in everything.items()})
+        self.base_hash = hash_tensors(everything, dtype=torch.float32)
 
     def _everything(self) -> dict[str, nn.Parameter]:
         return {

@@ -1,7 +1,7 @@
 """Reading the pipeline folders of diffusers: what is in them, and a clear word on what is wrong with them."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from immunity.errors import ImmunityError
 
 UNREADABLE = (OSError, ValueError, KeyError, AttributeError, RuntimeError)
 """What diffusers, transformers and safetensors raise on a damaged or incomplete folder."""
+
+_TYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -84,8 +86,13 @@ def check_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[
     return present
 
 
-def read_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[str]) -> dict[str, Any]:
-    """The parts of a pipeline folder, and its scheduler: weights in float32, nothing for an optional part it lacks."""
+def read_parts(
+    folder: Path, parts: Mapping[str, str], *, optional: Collection[str], dtypes: Callable[[str], torch.dtype]
+) -> dict[str, Any]:
+    """The parts of a pipeline folder, and its scheduler; nothing for an optional part it lacks.
+
+    `dtypes` says what a part will be used in. It is read in that where it is stored so, else in float32.
+    """
     with quiet_libraries():
         import diffusers
         import transformers
@@ -99,7 +106,7 @@ def read_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[s
                 if part.startswith("tokenizer"):
                     read[part] = kind.from_pretrained(folder / part, local_files_only=True)
                 else:
-                    read[part] = read_weights(kind, folder / part)
+                    read[part] = read_weights(kind, folder / part, dtype=dtypes(part))
                 if part.startswith("text_encoder"):
                     # T5 has two modules with one table between them: one module, so that words are added in one place.
                     read[part].set_input_embeddings(read[part].get_input_embeddings())
@@ -112,17 +119,19 @@ def read_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[s
     return read
 
 
-def read_weights(kind: Any, folder: Path) -> nn.Module:
-    """A component in float32, whatever it is stored in, from safetensors only.
+def read_weights(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A component, from safetensors only: in `dtype` if all of it is stored so, else in float32.
 
+    So nothing is rounded in reading, and half-precision weights for half-precision work never take twice their room.
     `kind` is a model class of diffusers or transformers.
     """
+    variant = _variant(folder)
     module: nn.Module
     module, report = kind.from_pretrained(
         folder,
-        torch_dtype=torch.float32,
+        torch_dtype=dtype if _stored(folder, variant) == {dtype} else torch.float32,
         use_safetensors=True,
-        variant=_variant(folder),
+        variant=variant,
         local_files_only=True,
         output_loading_info=True,
     )
@@ -140,6 +149,21 @@ def _variant(folder: Path) -> str | None:
     """ "fp16" where a folder holds the half-precision files only."""
     names = [file.name for file in folder.glob("*.safetensors*")]
     return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def _stored(folder: Path, variant: str | None) -> set[torch.dtype]:
+    """The types of the weights, by the headers of the files alone; nothing where they cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    found = set()
+    try:
+        for file in folder.glob("*.safetensors"):
+            if variant is None or f".{variant}." in file.name:
+                with safe_open(file, framework="pt") as tensors:
+                    found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError:
+        return set()  # who reads the weights says what is wrong with them
+    return {_TYPES.get(name, torch.float32) for name in found}
 
 
 @contextmanager

@@ -82,8 +82,9 @@ class PipelineModel(DiffusionModel):
         dtype: torch.dtype = torch.float32,
         vae_dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Reads a folder of this family's pipeline; half precision is made float32 first, then `dtype`."""
-        parts = read_parts(folder, cls.parts, optional=cls.optional)
+        """Reads a folder of this family's pipeline."""
+        dtypes = {"vae": vae_dtype}
+        parts = read_parts(folder, cls.parts, optional=cls.optional, dtypes=lambda part: dtypes.get(part, dtype))
         index = read_index(folder)
         settings = {key: value for key, value in index.items() if not (key.startswith("_") or isinstance(value, list))}
         return cls(name=name, parts=parts, settings=settings, device=device, dtype=dtype, vae_dtype=vae_dtype)
