@@ -22,6 +22,7 @@ from immunity.adaptations import (
     adapt,
     denoising_loss,
 )
+from immunity.adaptations.lora import LORA_FILE
 from immunity.adaptations.new_token import NewToken
 from immunity.deltas import hash_tensors
 from immunity.models import thawed
@@ -280,16 +281,33 @@ def test_an_attack_resumes_to_the_same_bits(model, examples, adaptation, tmp_pat
 
 
 @pytest.mark.parametrize("family", FIRST)
-def test_half_precision_weights_keep_phi_whole(folder, adaptation):
+def test_half_precision_weights_are_left_as_they_were(folder, adaptation):
     model = load(folder, dtype="bfloat16")
     images = torch.rand(2, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
     before = hash_tensors(model.parameters("all"))
-    with adaptation.attach(model, seed=0) as phi:
-        assert {value.dtype for value in phi.parameters()} == {torch.float32}
     result = adapt(model, Examples(images, ("church",) * 2, ("a", "b")), adaptation, seed=0)
     if result.delta is not None:
         assert all(value.dtype == torch.bfloat16 for value in result.delta.tensors.values())
     assert hash_tensors(model.parameters("all")) == before
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_small_steps_of_a_half_precision_phi_add_up(folder):
+    model = load(folder, dtype="bfloat16")
+    images = torch.rand(2, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
+    # A's numbers are about 0.25, where bfloat16 has steps of a thousandth: ten of these steps make one.
+    attack = Lora(lr=1e-4, steps=40, batch=2)
+    with attack.attach(model, seed=0) as phi:
+        assert {value.dtype for value in phi.parameters()} == {torch.bfloat16}
+    before, after = (
+        adapt(
+            model, Examples(images, ("church",) * 2, ("a", "b")), dataclasses.replace(attack, steps=steps), seed=0
+        ).files
+        for steps in (1, 40)
+    )
+    down = [name for name in before[LORA_FILE] if "lora_A" in name]
+    moved = [(before[LORA_FILE][name] != after[LORA_FILE][name]).float().mean() for name in down]
+    assert torch.stack(moved).mean() > 0.5
 
 
 @pytest.mark.parametrize("family", FIRST)

@@ -37,6 +37,8 @@ class Lora(LowRank):
 class LoraLayers(PeftLayers):
     """LoRA's φ, and DoRA's, which is LoRA's with a magnitude for each output."""
 
+    in_float32 = False
+
     def initialise(self, name: str, value: Tensor, base: Tensor, generator: torch.Generator) -> None:
         """A from N(0, (1 / rank)²), B zero, the magnitudes those of θ: θ is unchanged at first."""
         if name.endswith("lora_A.weight"):

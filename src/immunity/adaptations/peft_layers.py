@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class LayerAdaptation(Adaptation, ABC):
 class PeftLayers(Attached):
     """The layers of one peft tuner, inside the denoiser of a model."""
 
+    in_float32: ClassVar[bool] = True
+    """Whether φ is float32 beside half-precision weights too. The kinds that rotate or decompose matrices need it; to
+    the others it is a detour of every activation, as training updates half precision through float32 copies anyway."""
+
     def __init__(self, model: DiffusionModel, component: str, tuner: Any) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -70,8 +74,8 @@ class PeftLayers(Attached):
             for name, value in layer.named_parameters():
                 if id(value) in theta or ADAPTER not in name.split("."):
                     continue
-                # Small steps on half-precision numbers are lost; φ is small, so it is kept whole.
-                value.data = value.data.float() if value.dtype in (torch.float16, torch.bfloat16) else value.data
+                if self.in_float32 and value.dtype in (torch.float16, torch.bfloat16):
+                    value.data = value.data.float()
                 value.requires_grad_(False)
                 self._phi[f"{path}.{_without_adapter(name)}"] = value
                 self._layer_of[f"{path}.{_without_adapter(name)}"] = layer
