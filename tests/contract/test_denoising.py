@@ -7,7 +7,7 @@ import torch
 
 from immunity import Examples, Lora, adapt
 from immunity.adaptations import Batch, Batches, denoising_loss
-from immunity.adaptations.denoising import Noising, min_snr_weights, noised
+from immunity.adaptations.denoising import TrainingNoise, min_snr_weights, noised
 from immunity.models import thawed
 from immunity.models.base import LatentDistribution
 
@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_times_lean_to_less_or_more_noise(model):
     batch = batch_of(model, 256)
     times = {
-        kind: noised(model, batch, generator(), Noising(times=kind)).times.double().mean().item()
+        kind: noised(model, batch, generator(), TrainingNoise(times=kind)).times.double().mean().item()
         for kind in ("low-noise", "as-trained", "high-noise")
     }
     assert times["low-noise"] < 0.9 * times["as-trained"]
@@ -43,7 +43,7 @@ def test_noise_offset_moves_whole_channels(model):
     zeros = dataclasses.replace(batch, latents=torch.zeros_like(batch.latents))
 
     def spread_of_means(offset: float) -> float:
-        noise = noised(model, zeros, generator(), Noising(offset=offset))
+        noise = noised(model, zeros, generator(), TrainingNoise(offset=offset))
         return (noise.target.mean(dim=(2, 3))).std().item()
 
     assert spread_of_means(1.0) > 2 * spread_of_means(0.0)
@@ -69,7 +69,7 @@ def test_without_a_cap_min_snr_weighs_the_error_of_x0(model):
     noise, times, target = noised(model, batch, generator())
     with torch.no_grad():
         error = model.predict(noise, times, batch.conditioning(model)) - target
-        loss = denoising_loss(model, batch, generator(), Noising(min_snr=1e30))
+        loss = denoising_loss(model, batch, generator(), TrainingNoise(min_snr=1e30))
     weights = min_snr_weights(model, times, 1e30, like=noise)
     torch.testing.assert_close(loss, (weights * error.square().flatten(1).mean(1)).mean())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from immunity.adaptations.attached import Attached
 from immunity.adaptations.batches import Batch, Batches, changes_text
-from immunity.adaptations.denoising import Noising, TimesKind, denoising_loss
+from immunity.adaptations.denoising import TimesKind, TrainingNoise, denoising_loss
 from immunity.atomic import replacing, save_tensors
 from immunity.checks import at_least, one_of, positive
 from immunity.concepts import Examples
@@ -149,7 +149,7 @@ class Adaptation(ABC):
 
     def loss(self, model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Tensor:
         """What φ minimises; everything random in it comes from the generator."""
-        noising = Noising(times=self.times, offset=self.noise_offset, min_snr=self.min_snr)
+        noising = TrainingNoise(times=self.times, offset=self.noise_offset, min_snr=self.min_snr)
         # For this forward pass alone: what is computed again must find φ as it was, which another's block might not.
         with _recomputing(model) if self.checkpointing else nullcontext():
             return denoising_loss(model, batch, generator, noising)

@@ -15,7 +15,7 @@ TimesKind = Literal["as-trained", "low-noise", "high-noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noising:
+class TrainingNoise:
     """How pictures are noised in training, and how much each counts."""
 
     times: TimesKind = "as-trained"
@@ -26,7 +26,7 @@ class Noising:
     """γ of Min-SNR (Hang et al., ICCV 2023, arXiv 2303.09556): times with little noise count no more than this one."""
 
 
-AS_TRAINED = Noising()
+AS_TRAINED = TrainingNoise()
 
 
 class Noised(NamedTuple):
@@ -39,7 +39,9 @@ class Noised(NamedTuple):
     """What the model should predict."""
 
 
-def noised(model: DiffusionModel, batch: Batch, generator: torch.Generator, noising: Noising = AS_TRAINED) -> Noised:
+def noised(
+    model: DiffusionModel, batch: Batch, generator: torch.Generator, noising: TrainingNoise = AS_TRAINED
+) -> Noised:
     noise = torch.randn(batch.latents.shape, generator=generator, dtype=batch.latents.dtype)
     if noising.offset:
         n, channels = noise.shape[:2]
@@ -55,7 +57,7 @@ def noised(model: DiffusionModel, batch: Batch, generator: torch.Generator, nois
 
 
 def denoising_loss(
-    model: DiffusionModel, batch: Batch, generator: torch.Generator, noising: Noising = AS_TRAINED
+    model: DiffusionModel, batch: Batch, generator: torch.Generator, noising: TrainingNoise = AS_TRAINED
 ) -> Tensor:
     """The loss of the model's own training, E ‖predict(x_t, t, c) − target‖²."""
     noisy, times, target = noised(model, batch, generator, noising)
