@@ -12,6 +12,9 @@ import re
 import shutil
 from pathlib import Path
 
+import learning
+from strip import strip
+
 from immunity.evaluation.markdown import matrices, summary, tables
 from immunity.evaluation.records import RecordFolder, Records
 
@@ -22,14 +25,29 @@ Made by `python studies/publish.py {folders}` from the records of these studies;
 does, and the command that repeats it, is at the head of its file in `studies/`. Whole pages, with pictures and curves:
 `immunity report FOLDER --out page.html`.
 """
+LEARNING = """## Does every attack learn?
+
+On the unprotected model, ten objects that it never saw (`studies/learning.py`): from 0, what it drew before, to 100%,
+real pictures of the object. An attack that does not learn is no evidence.
+
+{table}
+"""
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def readme(records: Records, study: str) -> str:
     plan = records.plan
+    drawn = ROOT / "docs" / f"{study}.png"
+    shown = ""
+    if strip(records, drawn) or drawn.exists():
+        shown = (
+            f"![each concept: base model, erased, attacked, immunized and attacked](docs/{study}.png)\n\n"
+            "The same prompt and seed from each model, after the attack's last step; the first of each, nobody chose."
+            "\n\n"
+        )
     what = f"{len(plan.concepts)} concepts, {len(plan.seeds)} seeds"
     left = f", not finished: {len(records.missing())} cells are missing" if records.missing() else ""
-    return (
+    return shown + (
         f"**{plan.title}** on the embedded world ({what}{left}; `studies/{study}.py`). How much less of the concept "
         "the attacker gets than from the undefended model, averaged over the attack, and what it costs:\n\n"
         f"{summary(records)}\nEach concept, with its failures and flags: [docs/results.md](docs/results.md).\n"
@@ -74,7 +92,8 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="folders of records, e.g. runs/relearning/objects")
     folders = parser.parse_args().folders
     head = HEAD.format(folders=" ".join(map(str, folders)))
-    (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(page, folders)]), encoding="utf-8")
+    control = [LEARNING.format(table=found)] if (found := learning.table()) else []
+    (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(page, folders), *control]), encoding="utf-8")
     first = folders_in(folders[0])[0]
     block = readme(RecordFolder(first).read(), place(first).parts[0])
     for folder in folders:

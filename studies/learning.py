@@ -1,0 +1,96 @@
+"""Does every attack learn? Ten objects that the generator never saw, taught to the unprotected model: no defence here.
+
+    python studies/learning.py                       (--only lora dora for some of the attacks)
+
+An attack that teaches nothing is no evidence for a defence that it fails against. How much was learned of an object is
+measured by each judge on a scale from 0, what the model drew when it was asked before, to 1, the artists' real pictures
+of it, each against the others. An attack counts as able where at least eight of ten objects come half-way by CLIP's
+part. One file for each attack in studies/records/learning, of which `python studies/publish.py` makes a table.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scale import ATTACKS, SAMPLER, WORLD
+from tqdm import tqdm
+
+from immunity import DiffusionModel, WorldBench, adapt, load
+from immunity.adaptations import Adaptation
+from immunity.atomic import replacing
+from immunity.evaluation.bench import Panel, spread_over
+
+OUT = Path(__file__).parent / "records" / "learning"
+CHOSEN = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 10)
+PICTURES, SEED = 8, 0
+JUDGES = {"clip": "CLIP's part", "dino": "DINO's part", "lpips": "LPIPS's part", "accuracy": "classifier"}
+
+Means = dict[str, float]
+
+
+def mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values)
+
+
+def taught(model: DiffusionModel, panel: Panel, concept: str, attack: Adaptation) -> dict[str, Any]:
+    """Each judge's mean score of what the model draws along the attack, and of the real pictures."""
+    real = panel.pictures(concept, "reference", seed=SEED, alone=True)
+    lessons = panel.pictures(concept, "attack", seed=SEED, alone=False)
+    asked = tuple(attack.asking(prompt, name=concept) for prompt in panel.questions(concept, PICTURES, attacked=True))
+    curve: dict[int, Means] = {}
+
+    def look(step: int, prompts: tuple[str, ...]) -> None:
+        images = model.sample(prompts, seeds=range(PICTURES), steps=SAMPLER.steps, guidance=SAMPLER.guidance)
+        curve[step] = {judge: mean(each) for judge, each in panel.scores(concept, images, real.images).items()}
+
+    look(0, panel.questions(concept, PICTURES))
+    at = tuple(sorted({max(1, attack.steps // part) for part in (4, 2, 1)}))
+    adapt(model, lessons, attack, seed=SEED, at=at, callback=lambda step, _: look(step, asked))
+    others = [[j for j in range(len(real)) if j != i] for i in range(len(real))]
+    alone = [panel.scores(concept, real.images[[i]], real.images[rest]) for i, rest in enumerate(others)]
+    ceiling = {judge: mean(tuple(each[judge][0] for each in alone)) for judge in JUDGES}
+    return {"curve": curve, "real": ceiling, "lessons": len(lessons)}
+
+
+def shares(objects: dict[str, Any], judge: str) -> dict[str, list[float]]:
+    """How far each object came, from never seen (0) to real pictures of it (1), at each look."""
+    found = {}
+    for name, each in objects.items():
+        looks = [scores[judge] for scores in each["curve"].values()]
+        found[name] = [(look - looks[0]) / (each["real"][judge] - looks[0]) for look in looks]
+    return found
+
+
+def table(folder: Path = OUT) -> str:
+    """A row for each attack that has been tried."""
+    rows = ["| attack | " + " | ".join(JUDGES.values()) + " | half-way by CLIP's part |", "|---" * 6 + "|"]
+    for file in sorted(folder.glob("*.json")):
+        read = json.loads(file.read_text(encoding="utf-8"))
+        last = {judge: [way[-1] for way in shares(read["objects"], judge).values()] for judge in JUDGES}
+        means = " | ".join(f"{mean(tuple(ways)):.0%}" for ways in last.values()).replace("-", "−")
+        half = sum(way >= 0.5 for way in last["clip"])
+        what = f"{read['attack']}, {read['config']['steps']} steps at {read['config']['lr']:g}"
+        rows.append(f"| {what} | {means} | {half} of {len(last['clip'])} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=sorted(ATTACKS), default=list(ATTACKS))
+    options = parser.parse_args()
+    bench = WorldBench()
+    model = load(bench.source)
+    panel = bench.open(device="cpu", size=model.resolution)
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        found = {concept: taught(model, panel, concept, ATTACKS[name]) for concept in tqdm(CHOSEN, desc=name)}
+        with replacing(OUT / f"{name}.json", force=True) as file:
+            result = {"attack": name, "config": asdict(ATTACKS[name]), "base_hash": model.base_hash, "objects": found}
+            file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
