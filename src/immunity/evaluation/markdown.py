@@ -196,7 +196,7 @@ def _msgr(compared: Sequence[Comparison], metric: str) -> str:
 
 
 def _points(share: float) -> str:
-    return "—" if math.isnan(share) else f"{100 * share + 0.0:.1f}".replace("-", "−")
+    return "—" if math.isnan(share) else f"{round(100 * share, 1) + 0.0:.1f}".replace("-", "−")
 
 
 def _short(attack: object) -> str:
