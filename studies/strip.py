@@ -23,8 +23,9 @@ def strip(records: Records, target: Path) -> bool:
     files = []
     for arm, label, point in rows:
         cells = [records.cells.get(CellKey(name, plan.seeds[0], arm.name, name)) for name in plan.concepts]
-        files.append((label, [c and records.picture(c, c.points[point].pictures[0]) for c in cells]))
-    if not all(file and file.exists() for _, row in files for file in row):
+        kept = [(cell, cell.points[point].pictures[:1]) for cell in cells if cell is not None]
+        files.append((label, [records.picture(cell, name) for cell, names in kept for name in names]))
+    if not all(len(row) == len(plan.concepts) and all(file.exists() for file in row) for _, row in files):
         return False
     with Image.open(files[0][1][0]) as first:
         side = round(first.width * SCALE)
