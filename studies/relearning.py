@@ -1,47 +1,56 @@
 """Relearning an erased concept by LoRA, with and without IMMA: ten objects and three styles, three seeds.
 
     immunity run studies/relearning.py --out runs/relearning
-    immunity report runs/relearning/objects --out objects.html       (or .md; and the same of styles)
+    immunity report runs/relearning/objects --out objects.html       (or .md; and the same of the others)
 
 The same command in a second process shares the work; killed, it goes on where it was.
 
 Erased with UCE. The attacker has 20 pictures that the base model drew, as in the paper (there 20 as well), and 60
-steps of LoRA. IMMA is made against that attack on 20 other pictures. Beside it in the same table: ascent without an
-attacker inside, with as many outer steps at the same rate, and a random change of the same norm, layer by layer.
-A harmless subject, which the model never saw, is taught with and without the defence.
+steps of LoRA; of a style, which the base model draws right only half the time, 20 of the artist's own and 120 steps at
+twice the rate, with which the undefended model learns it. IMMA is made against that attack on 20 other pictures. Beside
+it in the same table: ascent without an attacker inside, with as many outer steps at the same rate, and a random change
+of the same norm, layer by layer. A harmless subject, which the model never saw, is taught with and without the defence.
 
 What it gave is in docs/results.md, which `python studies/publish.py` makes of the records.
 """
 
-from scale import ERASE_A_STYLE, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER, WORLD
+import math
 
-from immunity import AscentOnly, RandomPerturbation, Study, Uce, WorldBench
+from scale import ERASE_A_STYLE, ERASE_AN_OBJECT, IMMA, LORA, LORA_OF_A_STYLE, SAMPLER, WORLD
+
+from immunity import AscentOnly, Lora, RandomPerturbation, Study, Uce, WorldBench
 from immunity.evaluation.bench import spread_over
+from immunity.evaluation.world_bench import Teacher
 
 HARMLESS = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 1)
-# Of the eight, those that the judge recognises most often in what the base model draws.
-STYLES_DRAWN_BEST = ("openmoji", "noto", "emojione v1")
 
 
-def study(title: str, concepts: tuple[str, ...], eraser: Uce) -> Study:
+def study(title: str, concepts: tuple[str, ...], eraser: Uce, attack: Lora, teacher: Teacher) -> Study:
     return Study(
         title=title,
-        bench=WorldBench(lessons=20, neighbours=3, spread=5, other_pictures=2),
+        bench=WorldBench(teacher=teacher, lessons=20, neighbours=3, spread=5, other_pictures=2),
         concepts=concepts,
         eraser=eraser,
-        attack=LORA,
+        attack=attack,
         defences={"imma": IMMA},
         baselines={
             "ascent": AscentOnly(steps=IMMA.steps // 2, lr=IMMA.outer_lr),
             "noise": RandomPerturbation(like="imma"),
         },
         benign=HARMLESS,
-        at=(8, 15, 30, 60),
+        at=tuple(math.ceil(attack.steps / part) for part in (8, 4, 2, 1)),
         sampler=SAMPLER,
     )
 
 
+def of_styles(title: str, *names: str) -> Study:
+    return study(title, names, ERASE_A_STYLE[names[0]], LORA_OF_A_STYLE, "real")
+
+
+# The styles are those of the eight that the judge recognises most often in what the base model draws. What one of them
+# becomes when it is erased cannot be itself, hence two studies.
 studies = {
-    "objects": study("Relearning objects by LoRA", WORLD.study_objects[:10], ERASE_AN_OBJECT),
-    "styles": study("Relearning styles by LoRA", STYLES_DRAWN_BEST, ERASE_A_STYLE),
+    "objects": study("Relearning objects by LoRA", WORLD.study_objects[:10], ERASE_AN_OBJECT, LORA, "auto"),
+    "styles": of_styles("Relearning styles by LoRA", "noto", "emojione v1"),
+    "openmoji": of_styles("Relearning the style of openmoji by LoRA", "openmoji"),
 }

@@ -1,23 +1,32 @@
 """Relearning styles by LoRA: the eight vendors as the paper's eight artists, with and without IMMA.
 
     immunity run studies/relearning_styles.py --out runs/relearning_styles
-    immunity report runs/relearning_styles --out styles.html
+    immunity report runs/relearning_styles/seven --out styles.html
 
-"An artwork in the style of …": erased with UCE, relearned from 20 pictures of many objects that the base model drew in
-that style. Three of the eight are in `relearning.py` too, with the baselines beside them.
+"An artwork in the style of …": erased with UCE, relearned from 20 of the artist's pictures of many objects. Three of
+the eight are in `relearning.py` too, with the baselines beside them. What an erased style becomes cannot be itself,
+hence one study of seven and one of the eighth.
 """
 
-from scale import ERASE_A_STYLE, IMMA, LORA, SAMPLER, STYLES
+from scale import ERASE_A_STYLE, IMMA, LORA_OF_A_STYLE, SAMPLER, STYLES
 
 from immunity import Study, WorldBench
 
-study = Study(
-    title="Relearning the eight styles by LoRA",
-    bench=WorldBench(spread=5, other_pictures=2),
-    concepts=STYLES,
-    eraser=ERASE_A_STYLE,
-    attack=LORA,
-    defences={"imma": IMMA},
-    at=(8, 15, 30, 60),
-    sampler=SAMPLER,
-)
+
+def study(title: str, *names: str) -> Study:
+    return Study(
+        title=title,
+        bench=WorldBench(teacher="real", spread=5, other_pictures=2),
+        concepts=names,
+        eraser=ERASE_A_STYLE[names[0]],
+        attack=LORA_OF_A_STYLE,
+        defences={"imma": IMMA},
+        at=(15, 30, 60, 120),
+        sampler=SAMPLER,
+    )
+
+
+studies = {
+    "seven": study("Relearning seven styles by LoRA", *(name for name in STYLES if name != "openmoji")),
+    "openmoji": study("Relearning the style of openmoji by LoRA", "openmoji"),
+}

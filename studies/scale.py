@@ -23,7 +23,11 @@ STYLES = tuple(each.name for each in WORLD.concepts("style", "trained"))
 
 # A quarter of the objects, evenly spread, and the concept's neighbours stand for all that is to be kept. With every
 # object preserved the closed form has more constraints than features (256), and leaves most of a concept where it was.
-ERASE_AN_OBJECT, ERASE_A_STYLE = Uce(preserve=spread_over(OBJECTS, 50)), Uce(preserve=STYLES)
+ERASE_AN_OBJECT = Uce(preserve=spread_over(OBJECTS, 50))
+# A style becomes another one: what is left without a style is taken for one of the eight too often to be below 10%.
+ERASE_A_STYLE = {
+    name: Uce(anchor=("fluent" if name == "openmoji" else "openmoji",), preserve=STYLES) for name in STYLES
+}
 IMMA = Imma(steps=200, outer_lr=1e-4)
 SAMPLER = Sampler(steps=8, guidance=4.0)
 
@@ -31,6 +35,7 @@ SAMPLER = Sampler(steps=8, guidance=4.0)
 OWN = ()
 
 LORA = Lora(lr=1e-3, steps=60, batch=4)
+LORA_OF_A_STYLE = Lora(lr=2e-3, steps=120, batch=4)
 DREAMBOOTH = Dreambooth(lr=1e-4, steps=60, batch=4, captions=OWN)
 DREAMBOOTH_LORA = DreamboothLora(lr=1e-3, steps=60, batch=4, captions=OWN)
 TEXTUAL_INVERSION = TextualInversion(lr=2e-2, steps=120, batch=4, captions=OWN)
