@@ -81,6 +81,7 @@ def test_every_method_is_a_subcommand_with_its_fields_explained(before, union):
 
 def test_a_verb_lists_its_methods():
     assert "--against lora" in immunity("immunize", "--help").out
+    assert "--only STR" in immunity("run", "--help").out  # and not what tyro makes of a text that may be left out
     assert "random-perturbation" in immunity("immunize", "--help").out
 
 

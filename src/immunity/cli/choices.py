@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 AGAINST = "--against"
 
@@ -39,3 +41,24 @@ def joined(arguments: Sequence[str]) -> list[str]:
         else:
             found.append(word)
     return found
+
+
+def registry() -> ConstructorRegistry:
+    """How values are read: a text or a path that may be left out is just that, and the word None is a text."""
+    found = ConstructorRegistry()
+    found.primitive_rule(_optional)
+    return found
+
+
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    kinds: dict[Any, type] = {str | None: str, Path | None: Path}
+    kind = kinds.get(info.type)
+    if kind is None:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: kind(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )

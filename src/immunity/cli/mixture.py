@@ -8,7 +8,7 @@ import tyro
 
 from immunity import adaptations
 from immunity.adaptations import Adaptation, AnyAdaptation
-from immunity.cli.choices import subcommands
+from immunity.cli.choices import registry, subcommands
 from immunity.errors import ImmunityError
 
 
@@ -40,5 +40,6 @@ def _parsed(text: str) -> Adaptation:
         prog="immunity immunize … --against mixture --of",
         args=words,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        registry=registry(),
     )
     return parsed

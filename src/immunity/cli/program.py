@@ -134,7 +134,7 @@ def _call(verb: str, arguments: Sequence[str]) -> None:
         )
     import tyro
 
-    from immunity.cli.choices import joined
+    from immunity.cli.choices import joined, registry
 
     tyro.cli(
         function_of(verb),
@@ -142,6 +142,7 @@ def _call(verb: str, arguments: Sequence[str]) -> None:
         args=joined(arguments),
         # `--model` and not `--model.model`: the groups of options are for the reader of this file.
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        registry=registry(),
     )
 
 

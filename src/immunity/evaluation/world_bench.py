@@ -30,8 +30,8 @@ _Pair = tuple[str, str]
 """An object and a style."""
 
 _OBJECTS_FOR_A_STYLE = 24
-"""In so many of the prompts by which an eraser knows a style, it is the style of some object. What is to be preserved is
-asked for with the same objects, so that this is also how widely the other styles are held in place."""
+"""In so many of the prompts by which an eraser knows a style, it is the style of some object. What is to be preserved
+is asked for with the same objects, so that this is also how widely the other styles are held in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
