@@ -1,7 +1,8 @@
 """Attacks, defence and sampler of the studies, at the scale of the embedded world: a small model learns fast.
 
-The attacks' rates and steps are first guesses. They are to be such that each attack learns an unseen object on the
-unprotected model, which `personalization.py` shows, and are never to be set by what a defence does to it.
+The attacks' rates and steps are to be such that each attack learns an unseen object on the unprotected model, which
+`learning.py` shows (those that it has not shown are first guesses), and are never set by what a defence does to it. To
+bring back an object that the model knew takes less: `LORA`.
 """
 
 from immunity import Imma, Sampler, Uce, World
@@ -35,17 +36,18 @@ SAMPLER = Sampler(steps=8, guidance=4.0)
 OWN = ()
 
 LORA = Lora(lr=1e-3, steps=60, batch=4)
+LORA_OF_THE_UNSEEN = Lora(lr=3e-3, steps=120, batch=4)
 LORA_OF_A_STYLE = Lora(lr=2e-3, steps=120, batch=4)
-DREAMBOOTH = Dreambooth(lr=1e-4, steps=60, batch=4, captions=OWN)
-DREAMBOOTH_LORA = DreamboothLora(lr=1e-3, steps=60, batch=4, captions=OWN)
+DREAMBOOTH = Dreambooth(lr=2e-4, steps=120, batch=4, captions=OWN)
+DREAMBOOTH_LORA = DreamboothLora(lr=3e-3, steps=120, batch=4, captions=OWN)
 TEXTUAL_INVERSION = TextualInversion(lr=2e-2, steps=120, batch=4, captions=OWN)
 CUSTOM_DIFFUSION = CustomDiffusion(lr=1e-3, steps=60, batch=4, captions=OWN)
 PIVOTAL = PivotalTuning(lr=1e-3, token_lr=2e-2, steps=60, batch=4, captions=OWN)
 FULL = FullFinetuning(lr=1e-4, steps=60, batch=4)
-DORA = PeftAdapter(kind="dora", lr=1e-3, steps=60, batch=4)
+DORA = PeftAdapter(kind="dora", lr=3e-3, steps=120, batch=4)
 
 ATTACKS = {
-    "lora": LORA,
+    "lora": LORA_OF_THE_UNSEEN,
     "dreambooth": DREAMBOOTH,
     "dreambooth-lora": DREAMBOOTH_LORA,
     "textual-inversion": TEXTUAL_INVERSION,

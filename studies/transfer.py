@@ -7,12 +7,12 @@ Three objects, erased with UCE. Each study is one attack; its defences are IMMA 
 all studies share, and IMMA against the mixture of LoRA, DreamBooth and Textual Inversion at three rates.
 """
 
-from scale import ATTACKS, DREAMBOOTH, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER, TEXTUAL_INVERSION, WORLD
+from scale import ATTACKS, DREAMBOOTH, ERASE_AN_OBJECT, IMMA, LORA_OF_THE_UNSEEN, SAMPLER, TEXTUAL_INVERSION, WORLD
 
 from immunity import Study, WorldBench
 from immunity.adaptations import Mixture
 
-MIXTURE = Mixture(of=(LORA, DREAMBOOTH, TEXTUAL_INVERSION), lr_factors=(0.3, 1.0, 3.0))
+MIXTURE = Mixture(of=(LORA_OF_THE_UNSEEN, DREAMBOOTH, TEXTUAL_INVERSION), lr_factors=(0.3, 1.0, 3.0))
 
 EXPECTED = {f"imma-{name}": attack for name, attack in ATTACKS.items()} | {"imma-mixture": MIXTURE}
 

@@ -299,6 +299,8 @@ def test_small_steps_of_a_half_precision_phi_add_up(folder):
     attack = Lora(lr=1e-4, steps=40, batch=2)
     with attack.attach(model, seed=0) as phi:
         assert {value.dtype for value in phi.parameters()} == {torch.bfloat16}
+    with attack.attach(load(folder, dtype="float16"), seed=0) as phi:  # in which small gradients would vanish
+        assert {value.dtype for value in phi.parameters()} == {torch.float32}
     before, after = (
         adapt(
             model, Examples(images, ("church",) * 2, ("a", "b")), dataclasses.replace(attack, steps=steps), seed=0

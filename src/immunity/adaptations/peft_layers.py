@@ -48,8 +48,9 @@ class PeftLayers(Attached):
     """The layers of one peft tuner, inside the denoiser of a model."""
 
     in_float32: ClassVar[bool] = True
-    """Whether φ is float32 beside half-precision weights too. The kinds that rotate or decompose matrices need it; to
-    the others it is a detour of every activation, as training updates half precision through float32 copies anyway."""
+    """Whether φ is float32 beside bfloat16 weights too. The kinds that rotate or decompose matrices need it; to the
+    others it is a detour of every activation, as training updates half precision through float32 copies anyway. Beside
+    float16, in which small gradients vanish, φ always is."""
 
     def __init__(self, model: DiffusionModel, component: str, tuner: Any) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -74,7 +75,7 @@ class PeftLayers(Attached):
             for name, value in layer.named_parameters():
                 if id(value) in theta or ADAPTER not in name.split("."):
                     continue
-                if self.in_float32 and value.dtype in (torch.float16, torch.bfloat16):
+                if value.dtype == torch.float16 or (self.in_float32 and value.dtype == torch.bfloat16):
                     value.data = value.data.float()
                 value.requires_grad_(False)
                 self._phi[f"{path}.{_without_adapter(name)}"] = value
