@@ -21,7 +21,6 @@ def study(title: str, *names: str) -> Study:
         eraser=ERASE_A_STYLE[names[0]],
         attack=LORA_OF_A_STYLE,
         defences={"imma": IMMA},
-        at=(15, 30, 60, 120),
         sampler=SAMPLER,
     )
 

@@ -285,6 +285,10 @@ def test_half_precision_weights_are_left_as_they_were(folder, adaptation):
     model = load(folder, dtype="bfloat16")
     images = torch.rand(2, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
     before = hash_tensors(model.parameters("all"))
+    with adaptation.attach(model, seed=0) as phi:
+        low_rank = {value for name, value in phi.named().items() if "lora_" in name}
+        assert {value.dtype for value in low_rank} <= {torch.bfloat16}
+        assert {value.dtype for value in phi.parameters() if value not in low_rank} <= {torch.float32}
     result = adapt(model, Examples(images, ("church",) * 2, ("a", "b")), adaptation, seed=0)
     if result.delta is not None:
         assert all(value.dtype == torch.bfloat16 for value in result.delta.tensors.values())

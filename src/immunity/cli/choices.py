@@ -43,11 +43,21 @@ def joined(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def registry() -> ConstructorRegistry:
-    """How values are read: a text or a path that may be left out is just that, and the word None is a text."""
-    found = ConstructorRegistry()
-    found.primitive_rule(_optional)
-    return found
+def read(what: Any, arguments: Sequence[str], *, prog: str) -> Any:
+    """Reads a command line for a function, which is called, or for a type, which is made.
+
+    A text or a path that may be left out is just that, and the word None is a text.
+    """
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_optional)
+    return tyro.cli(
+        what,
+        prog=prog,
+        args=arguments,
+        # `--model` and not `--model.model`: the groups of options are for the reader of the options' files.
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        registry=registry,
+    )
 
 
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:

@@ -4,11 +4,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
-
 from immunity import adaptations
 from immunity.adaptations import Adaptation, AnyAdaptation
-from immunity.cli.choices import registry, subcommands
+from immunity.cli.choices import read, subcommands
 from immunity.errors import ImmunityError
 
 
@@ -35,11 +33,5 @@ def _parsed(text: str) -> Adaptation:
     except ValueError as error:
         raise ImmunityError(expected="an adaptation and its flags", got=f"{text!r} ({error})", remedy="lora") from error
     choice: Any = subcommands(AnyAdaptation)
-    parsed: Adaptation = tyro.cli(
-        choice,
-        prog="immunity immunize … --against mixture --of",
-        args=words,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        registry=registry(),
-    )
+    parsed: Adaptation = read(choice, words, prog="immunity immunize … --against mixture --of")
     return parsed

@@ -132,18 +132,9 @@ def _call(verb: str, arguments: Sequence[str]) -> None:
             got=f"{started()} for {verb}",
             remedy=f"{PROGRAM} {verb} without the launcher",
         )
-    import tyro
+    from immunity.cli.choices import joined, read
 
-    from immunity.cli.choices import joined, registry
-
-    tyro.cli(
-        function_of(verb),
-        prog=f"{PROGRAM} {verb}",
-        args=joined(arguments),
-        # `--model` and not `--model.model`: the groups of options are for the reader of this file.
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        registry=registry(),
-    )
+    read(function_of(verb), joined(arguments), prog=f"{PROGRAM} {verb}")
 
 
 def _help() -> str:
