@@ -9,7 +9,7 @@ objects.
 
 from dataclasses import replace
 
-from scale import ERASE_AN_OBJECT, IMMA, LORA, OBJECTS, SAMPLER, STYLES, WORLD
+from scale import DTYPE, ERASE_AN_OBJECT, IMMA, LORA, OBJECTS, SAMPLER, STYLES, WORLD
 
 from immunity import AscentOnly, Study, WorldBench
 from immunity.evaluation.bench import spread_over
@@ -55,4 +55,5 @@ study = Study(
     labels=LABELS,
     at=(8, 15, 30, 60),
     sampler=SAMPLER,
+    dtype=DTYPE,
 )

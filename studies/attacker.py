@@ -10,7 +10,7 @@ that each attack needs are in its own curves.
 
 from dataclasses import replace
 
-from scale import ERASE_AN_OBJECT, IMMA, LORA, SAMPLER
+from scale import DTYPE, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER
 
 from immunity import Study, WorldBench
 from immunity.adaptations import Lora
@@ -46,6 +46,7 @@ def study(name: str, *, attack: Lora = LORA, bench: WorldBench = BENCH) -> Study
         defences={"imma": IMMA},
         against={"imma": LORA},
         sampler=SAMPLER,
+        dtype=DTYPE,
     )
 
 

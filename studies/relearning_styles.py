@@ -8,7 +8,7 @@ the eight are in `relearning.py` too, with the baselines beside them. What an er
 hence one study of seven and one of the eighth.
 """
 
-from scale import ERASE_A_STYLE, IMMA, LORA_OF_A_STYLE, SAMPLER, STYLES
+from scale import DTYPE, ERASE_A_STYLE, IMMA, LORA_OF_A_STYLE, SAMPLER, STYLES
 
 from immunity import Study, WorldBench
 
@@ -22,6 +22,7 @@ def study(title: str, *names: str) -> Study:
         attack=LORA_OF_A_STYLE,
         defences={"imma": IMMA},
         sampler=SAMPLER,
+        dtype=DTYPE,
     )
 
 

@@ -31,6 +31,8 @@ ERASE_A_STYLE = {
 }
 IMMA = Imma(steps=200, outer_lr=1e-4)
 SAMPLER = Sampler(steps=8, guidance=4.0)
+# As on a graphics card; `relearning.py` and `learning.py` are in float32. What is trained is updated in float32.
+DTYPE = "bfloat16"
 
 # The pictures' own captions, which also say the style, with the attacker's word in the object's place.
 OWN = ()
@@ -40,10 +42,12 @@ LORA_OF_THE_UNSEEN = Lora(lr=3e-3, steps=120, batch=4)
 LORA_OF_A_STYLE = Lora(lr=2e-3, steps=120, batch=4)
 DREAMBOOTH = Dreambooth(lr=2e-4, steps=120, batch=4, captions=OWN)
 DREAMBOOTH_LORA = DreamboothLora(lr=3e-3, steps=120, batch=4, captions=OWN)
-TEXTUAL_INVERSION = TextualInversion(lr=2e-2, steps=120, batch=4, captions=OWN)
-CUSTOM_DIFFUSION = CustomDiffusion(lr=1e-3, steps=60, batch=4, captions=OWN)
-PIVOTAL = PivotalTuning(lr=1e-3, token_lr=2e-2, steps=60, batch=4, captions=OWN)
-FULL = FullFinetuning(lr=1e-4, steps=60, batch=4)
+TEXTUAL_INVERSION = TextualInversion(
+    lr=5e-3, steps=120, batch=4, captions=OWN, schedule="cosine", times="high-noise", clip=1.0
+)
+CUSTOM_DIFFUSION = CustomDiffusion(lr=5e-3, steps=160, batch=4, captions=OWN)
+PIVOTAL = PivotalTuning(lr=5e-3, token_lr=2e-3, steps=120, batch=4, captions=OWN)
+FULL = FullFinetuning(lr=2e-4, steps=60, batch=4)
 DORA = PeftAdapter(kind="dora", lr=3e-3, steps=120, batch=4)
 
 ATTACKS = {

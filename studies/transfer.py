@@ -3,31 +3,40 @@
     immunity run studies/transfer.py --out runs/transfer             (--only lora for one column)
     immunity report runs/transfer/lora --out lora.html               (each page is a column: one attack, all defences)
 
-Three objects, erased with UCE. Each study is one attack; its defences are IMMA against each adaptation, whose deltas
-all studies share, and IMMA against the mixture of LoRA, DreamBooth and Textual Inversion at three rates.
+Two objects, erased with UCE. Each study is one attack; its defences are IMMA against each adaptation, whose deltas all
+studies share, and IMMA against the mixture of LoRA, DreamBooth and Textual Inversion at three rates. All attacks take
+60 steps: what the model knew comes back sooner than the unseen is learned, and the controls show whether it did.
 """
 
-from scale import ATTACKS, DREAMBOOTH, ERASE_AN_OBJECT, IMMA, LORA_OF_THE_UNSEEN, SAMPLER, TEXTUAL_INVERSION, WORLD
+from dataclasses import replace
+
+import scale
+from scale import DTYPE, ERASE_AN_OBJECT, IMMA, SAMPLER
 
 from immunity import Study, WorldBench
 from immunity.adaptations import Mixture
 
-MIXTURE = Mixture(of=(LORA_OF_THE_UNSEEN, DREAMBOOTH, TEXTUAL_INVERSION), lr_factors=(0.3, 1.0, 3.0))
+ATTACKS = {name: replace(attack, steps=60) for name, attack in scale.ATTACKS.items()}
+MIXED = tuple(ATTACKS[name] for name in ("lora", "dreambooth", "textual-inversion"))
 
-EXPECTED = {f"imma-{name}": attack for name, attack in ATTACKS.items()} | {"imma-mixture": MIXTURE}
+EXPECTED = {f"imma-{name}": attack for name, attack in ATTACKS.items()} | {
+    "imma-mixture": Mixture(of=MIXED, lr_factors=(0.3, 1.0, 3.0))
+}
 
 studies = {
     name: Study(
         title=f"Attacked by {type(attack).__name__} ({name})",
         bench=WorldBench(neighbours=3, spread=5, other_pictures=2),
-        concepts=WORLD.study_objects[:3],
+        concepts=("church", "pizza"),
         eraser=ERASE_AN_OBJECT,
         attack=attack,
         # The one that is made against this very attack comes first: the report is about that.
         defences=dict.fromkeys(sorted(EXPECTED, key=lambda arm: (arm != f"imma-{name}", arm)), IMMA),
         against=EXPECTED,
         labels={arm: f"IMMA against {arm.removeprefix('imma-')}" for arm in EXPECTED},
+        at=(15, 30, 60),
         sampler=SAMPLER,
+        dtype=DTYPE,
     )
     for name, attack in ATTACKS.items()
 }
