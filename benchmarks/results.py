@@ -43,15 +43,17 @@ def speed(found: Mapping[str, Any]) -> str:
     lines = [
         f"## {found['size']}, {found['pixels']} px, batch {found['batch']}, {found['dtype']}\n",
         f"{found['machine']}; PyTorch {found['torch']}. Matrix products: {found['matmul'] / 1e9:.0f} GFLOP/s in "
-        f"{found['dtype']}. A forward pass of the denoiser: {found['flops'] / 1e9:.1f} GFLOP a picture.\n",
+        f"{found['dtype']}. A pass of the denoiser: {found['flops']['forward'] / 1e9:.1f} GFLOP a picture, "
+        f"with the way back to the activations {found['flops']['forward_and_back'] / 1e9:.1f}.\n",
         "| a step of | straightforward | ours | faster | peak memory | of the matmul rate |",
         "|---|---|---|---|---|---|",
     ]
-    passes = {"lora": 3, "imma": 3, "sample": 2}  # forward, and backward to the activations; with and without prompt
+    forward, both = found["flops"]["forward"], found["flops"]["forward_and_back"]
+    needed = {"lora": both, "imma": both, "sample": 2 * forward}  # for a picture; samples with and without a prompt
     for row in found["operations"]:
         name, rate = row["operation"], "—"
-        if name in passes:
-            work = passes[name] * found["flops"] * found["batch"] / row["ours"]["seconds"]
+        if name in needed:
+            work = needed[name] * found["batch"] / row["ours"]["seconds"]
             rate = f"{work / found['matmul']:.0%}"
         lines.append(
             f"| {name} | {row['plain']['seconds']:.3g} s, {row['plain']['peak_bytes'] / 2**30:.1f} GiB | "

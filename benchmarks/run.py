@@ -163,19 +163,23 @@ def matmul_rate(dtype: str, device: str, size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def forward_flops(options: argparse.Namespace) -> float:
-    """Of the denoiser, one picture; counted, not run."""
+def denoiser_flops(options: argparse.Namespace) -> dict[str, float]:
+    """Of one picture, forward alone and with the way back to the activations; counted, not run."""
     import torch
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
     folder = shapes.folder_of(options.size, options.cache, pixels=options.pixels)
     config = UNet2DConditionModel.load_config(folder / "unet")
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        unet = UNet2DConditionModel.from_config(config)
-        side = options.pixels // 8 if options.size != "emoji" else config["sample_size"]
-        unet(torch.randn(1, 4, side, side), torch.ones(1), torch.randn(1, 77, config["cross_attention_dim"]))
-    return float(counter.get_total_flops())
+    side = options.pixels // 8 if options.size != "emoji" else config["sample_size"]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config).requires_grad_(requires_grad=False)
+        picture = torch.randn(1, 4, side, side, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            out = unet(picture, torch.ones(1), torch.randn(1, 77, config["cross_attention_dim"])).sample
+            forward = float(counter.get_total_flops())
+            out.sum().backward()
+    return {"forward": forward, "forward_and_back": float(counter.get_total_flops())}
 
 
 def main() -> None:
@@ -217,7 +221,7 @@ def main() -> None:
         "machine": machine(torch.device(options.device)),
         "torch": torch.__version__,
         "matmul": matmul_rate(options.dtype, options.device),
-        "flops": forward_flops(options),
+        "flops": denoiser_flops(options),
         "operations": [],
     }
     for operation in options.only:
