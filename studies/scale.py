@@ -42,9 +42,10 @@ LORA_OF_THE_UNSEEN = Lora(lr=3e-3, steps=120, batch=4)
 LORA_OF_A_STYLE = Lora(lr=2e-3, steps=120, batch=4)
 DREAMBOOTH = Dreambooth(lr=2e-4, steps=120, batch=4, captions=OWN)
 DREAMBOOTH_LORA = DreamboothLora(lr=3e-3, steps=120, batch=4, captions=OWN)
-# One vector cannot say what none of the model's 200 objects is; eleven leave room in its 20 tokens for a style.
+# One vector cannot say what none of the model's 200 objects is (2 of 10 came half-way), nor can eleven (6 of 10).
+# Sixteen leave no room in its 20 tokens for the name of a style: prompts are cut after the new word.
 TEXTUAL_INVERSION = TextualInversion(
-    lr=5e-3, steps=360, batch=4, captions=OWN, vectors=11, schedule="cosine", times="high-noise", clip=1.0
+    lr=5e-3, steps=480, batch=4, captions=OWN, vectors=16, schedule="cosine", times="high-noise", clip=1.0
 )
 CUSTOM_DIFFUSION = CustomDiffusion(lr=5e-3, steps=160, batch=4, captions=OWN)
 PIVOTAL = PivotalTuning(lr=5e-3, token_lr=2e-3, steps=120, batch=4, captions=OWN)
