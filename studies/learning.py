@@ -4,9 +4,13 @@
 
 An attack that teaches nothing is no evidence for a defence that it fails against. How much was learned of an object is
 measured by each judge on a scale from 0, what the model drew when it was asked before, to 1, the artists' real pictures
-of it, each against the others. An attack counts as able where at least eight of ten objects come half-way by CLIP's
-part. One file for each attack in studies/records/learning, of which `python studies/publish.py` makes a table; what is
-there already is not done again.
+of it, each against the others. An attack counts as able where a judge sees at least eight of ten objects half-way. One
+file for each attack in studies/records/learning, of which `python studies/publish.py` makes a table; what is there
+already is not done again. Six to twenty minutes an attack on one core.
+
+What it showed: all are able. Textual Inversion is the weakest: half-way 8 times by DINO's and LPIPS's parts and 7 by
+CLIP's, with sixteen vectors and 480 steps. With one vector, as in its paper, it was 2 by CLIP's part (120 steps; 240
+and an initialiser gained nothing): the prompts of a model of 200 objects have no room for another one.
 """
 
 import argparse
@@ -26,6 +30,7 @@ from immunity.evaluation.bench import Panel, spread_over
 OUT = Path(__file__).parent / "records" / "learning"
 CHOSEN = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 10)
 PICTURES, SEED = 8, 0
+SIMILARITIES = ("clip", "dino", "lpips")
 JUDGES = {"clip": "CLIP's part", "dino": "DINO's part", "lpips": "LPIPS's part", "accuracy": "classifier"}
 
 Means = dict[str, float]
@@ -66,12 +71,13 @@ def shares(objects: dict[str, Any], judge: str) -> dict[str, list[float]]:
 
 def table(folder: Path = OUT) -> str:
     """A row for each attack that has been tried."""
-    rows = ["| attack | " + " | ".join(JUDGES.values()) + " | half-way by CLIP's part |", "|---" * 6 + "|"]
+    half = "half-way by " + ", ".join(JUDGES[judge].removesuffix("'s part") for judge in SIMILARITIES)
+    rows = [f"| attack | {' | '.join(JUDGES.values())} | {half} |", "|---" * 6 + "|"]
     for file in sorted(folder.glob("*.json")):
         read = json.loads(file.read_text(encoding="utf-8"))
         last = {judge: [way[-1] for way in shares(read["objects"], judge).values()] for judge in JUDGES}
         means = " | ".join(f"{mean(tuple(ways)):.0%}" for ways in last.values()).replace("-", "−")
-        half = sum(way >= 0.5 for way in last["clip"])
+        half = ", ".join(str(sum(way >= 0.5 for way in last[judge])) for judge in SIMILARITIES)
         what = f"{read['attack']}, {read['config']['steps']} steps at {read['config']['lr']:g}"
         rows.append(f"| {what} | {means} | {half} of {len(last['clip'])} |")
     return "\n".join(rows) if len(rows) > 2 else ""

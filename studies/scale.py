@@ -1,8 +1,8 @@
 """Attacks, defence and sampler of the studies, at the scale of the embedded world: a small model learns fast.
 
 The attacks' rates and steps are to be such that each attack learns an unseen object on the unprotected model, which
-`learning.py` shows (those that it has not shown are first guesses), and are never set by what a defence does to it. To
-bring back an object that the model knew takes less: `LORA`.
+`learning.py` shows, and are never set by what a defence does to it. To bring back an object that the model knew takes
+less: `LORA`.
 """
 
 from immunity import Imma, Sampler, Uce, World
