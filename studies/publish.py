@@ -2,9 +2,9 @@
 
     python studies/publish.py runs/relearning/objects runs/relearning/styles runs/transfer …
 
-Each argument is a folder of records, or one that holds several studies: then a matrix of their defences comes first.
-The README shows the first. No figure is ever typed. The records themselves go to studies/records, without pictures: who
-wants to see a figure's origin, or to go on with a study, copies them back to runs/.
+Each argument is a folder of records, or one that holds several studies: of attacks on the same concepts a matrix comes
+first. The README shows the first folder. No figure is ever typed. The records themselves go to studies/records, without
+pictures: who wants to see a figure's origin, or to go on with a study, copies them back to runs/.
 """
 
 import argparse
@@ -81,8 +81,8 @@ def page(folder: Path) -> str:
     found = {each.name: RecordFolder(each).read() for each in folders_in(folder)}
     begun = {name: records for name, records in found.items() if records.finished}
     text = "\n".join(tables(records) for records in begun.values())
-    if len(found) < 2:
-        return text
+    if len(found) < 2 or len({records.plan.concepts for records in found.values()}) > 1:
+        return text  # a matrix sets attacks on the same concepts beside each other
     over = [f"### MSGR by {metric.title}\n\n{table}" for metric, table in matrices(begun).items()]
     return "\n".join([f"## {folder.name}: all studies\n", *over, text])
 
