@@ -62,5 +62,5 @@ def test_what_was_learned_is_measured_from_never_seen_to_real(publishing, tmp_pa
     learned = {"attack": "dreambooth-lora", "config": {"steps": 10, "lr": 1e-3}, "objects": objects}
     (tmp_path / "dreambooth-lora.json").write_text(json.dumps(learned))
     row = publishing("learning").table(tmp_path).splitlines()[-1]
-    assert row == "| dreambooth-lora, 10 steps at 0.001 | 30% | 0% | 0% | 0% | 1 of 2 |"
+    assert row == "| dreambooth-lora, 10 steps at 0.001 | 30% | 0% | 0% | 0% | 1, 0, 0 of 2 |"
     assert publishing("learning").table(tmp_path / "nothing") == ""
