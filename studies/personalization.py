@@ -8,7 +8,7 @@ different vendors. Nothing is erased: the model does not know them. Another unse
 table of the paper that this has the shape of: IMMA on personalization, SGR by CLIP, DINO, LPIPS.
 """
 
-from scale import ATTACKS, DTYPE, IMMA, SAMPLER, WORLD
+from scale import ATTACKS, DTYPE, IMMA, SAMPLER, WORLD, looks
 
 from immunity import Study, WorldBench
 from immunity.evaluation.bench import spread_over
@@ -24,7 +24,7 @@ studies = {
         attack=ATTACKS[name],
         defences={"imma": IMMA},
         benign=("motorcycle",),
-        at=tuple(ATTACKS[name].steps // part for part in (4, 2, 1)),
+        at=looks(ATTACKS[name]),
         sampler=SAMPLER,
         dtype=DTYPE,
     )

@@ -7,6 +7,7 @@ less: `LORA`.
 
 from immunity import Imma, Sampler, Uce, World
 from immunity.adaptations import (
+    Adaptation,
     CustomDiffusion,
     Dreambooth,
     DreamboothLora,
@@ -62,3 +63,8 @@ ATTACKS = {
     "full": FULL,
     "dora": DORA,
 }
+
+
+def looks(attack: Adaptation) -> tuple[int, ...]:
+    """After how many steps an attack's pictures are drawn, where four times would cost too much."""
+    return tuple(attack.steps // part for part in (4, 2, 1))

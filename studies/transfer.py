@@ -12,7 +12,7 @@ it did.
 from dataclasses import replace
 
 import scale
-from scale import DTYPE, ERASE_AN_OBJECT, IMMA, SAMPLER
+from scale import DTYPE, ERASE_AN_OBJECT, IMMA, SAMPLER, looks
 
 from immunity import Study, WorldBench
 from immunity.adaptations import Mixture
@@ -35,7 +35,7 @@ studies = {
         defences=dict.fromkeys(sorted(EXPECTED, key=lambda arm: (arm != f"imma-{name}", arm)), IMMA),
         against=EXPECTED,
         labels={arm: f"IMMA against {arm.removeprefix('imma-')}" for arm in EXPECTED},
-        at=tuple(attack.steps // part for part in (4, 2, 1)),
+        at=looks(attack),
         sampler=SAMPLER,
         dtype=DTYPE,
     )
