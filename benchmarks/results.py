@@ -11,19 +11,33 @@ PUBLISH = "keep the figures in benchmarks/results and make docs/benchmarks.md an
 HEAD = """# Speed and memory
 
 Made by `benchmarks/run.py` and `benchmarks/flow.py` from `benchmarks/results`; do not edit. Both sides of a ratio ran
-in turn, step by step, on one machine. What "straightforward" means is written in `benchmarks/sides.py`.
+in turn, step by step, on one machine. What "straightforward" means is written in `benchmarks/sides.py`; it is always in
+float32. In esd-shared four of our training steps share a run of the sampler (`states_per_run=4`, not the default).
 
 """
 
 
 def publish(found: Mapping[str, Any]) -> None:
-    """Keeps one run's figures in place of an earlier run's of the same settings, and makes the page."""
+    """Keeps one run's figures in place of an earlier run's of the same settings, and makes the page.
+
+    What an earlier run on the same machine measured and this one did not is kept: each ratio is of one run.
+    """
     name = "-".join(str(found[key]) for key in ("kind", "size", "pixels", "dtype") if key in found)
     KEPT.mkdir(exist_ok=True)
-    (KEPT / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    file = KEPT / f"{name}.json"
+    if file.exists() and found["kind"] == "speed":
+        found = _together(json.loads(file.read_text(encoding="utf-8")), found)
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(KEPT.glob("*.json"))]
     sections = {"speed": speed, "flow": flow}
     PAGE.write_text(HEAD + "\n".join(sections[each["kind"]](each) for each in kept), encoding="utf-8")
+
+
+def _together(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    if any(earlier[key] != now[key] for key in ("machine", "torch", "batch")):
+        return now
+    rows = {row["operation"]: row for each in (earlier, now) for row in each["operations"]}
+    return {**earlier, **now, "operations": list(rows.values())}
 
 
 def flow(found: Mapping[str, Any]) -> str:
@@ -41,7 +55,7 @@ def flow(found: Mapping[str, Any]) -> str:
 def speed(found: Mapping[str, Any]) -> str:
     """One run of `run.py`."""
     lines = [
-        f"## {found['size']}, {found['pixels']} px, batch {found['batch']}, {found['dtype']}\n",
+        f"## {found['size']}, {found['pixels']} px, batch {found['batch']}, ours in {found['dtype']}\n",
         f"{found['machine']}; PyTorch {found['torch']}. Matrix products: {found['matmul'] / 1e9:.0f} GFLOP/s in "
         f"{found['dtype']}. A pass of the denoiser: {found['flops']['forward'] / 1e9:.1f} GFLOP a picture, "
         f"with the way back to the activations {found['flops']['forward_and_back'] / 1e9:.1f}.\n",

@@ -49,7 +49,8 @@ def worker(options: argparse.Namespace) -> None:
 
     common = {"steps": options.steps, "batch": options.batch, "device": options.device, "gate": gate}
     if options.worker == "ours":
-        sides.ours(options.operation, folder, dtype=options.dtype, concepts=options.concepts, **common)
+        chosen = {"dtype": options.dtype, "concepts": options.concepts, "checkpointing": options.checkpointing}
+        sides.ours(options.operation, folder, **chosen, **common)
     else:
         sides.plain(options.operation, folder, **common)
 
@@ -61,6 +62,7 @@ def measure(
     command = [sys.executable, __file__, "--size", options.size, "--pixels", str(options.pixels), "--batch"]
     command += [str(options.batch), "--steps", str(options.steps), "--dtype", options.dtype, "--device", options.device]
     command += ["--concepts", str(options.concepts), "--cache", str(options.cache), "--operation", operation]
+    command += ["--checkpointing"] if options.checkpointing else []
     processes = {
         side: subprocess.Popen([*command, "--worker", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for side in compared
@@ -83,7 +85,7 @@ def measure(
     for side, rows in found.items():
         seconds = [row["seconds"] for row in rows[1:]]
         result[side] = {
-            "seconds": (statistics.mean if operation == "esd" else statistics.median)(seconds),
+            "seconds": (statistics.mean if operation.startswith("esd") else statistics.median)(seconds),
             "all": seconds,
             "peak_bytes": max(row["peak"] for row in rows),
         }
@@ -96,7 +98,12 @@ def measure(
 GROWTH = (
     ("picture size", "imma", ({"pixels": 256}, {"pixels": 512})),
     ("batch", "imma", ({"pixels": 256}, {"pixels": 256, "batch": 2}, {"pixels": 256, "batch": 4})),
-    ("number of concepts", "esd", ({"pixels": 256}, {"pixels": 256, "concepts": 4}, {"pixels": 256, "concepts": 16})),
+    (
+        "number of concepts",
+        "esd-shared",
+        ({"pixels": 256}, {"pixels": 256, "concepts": 4}, {"pixels": 256, "concepts": 16}),
+    ),
+    ("checkpointing", "imma", ({}, {"checkpointing": True})),
 )
 """What cost depends on, and the settings that show it, each on top of the command line's."""
 
@@ -110,6 +117,7 @@ def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
             shapes.folder_of(chosen.size, chosen.cache, pixels=chosen.pixels)
             found = measure(operation, chosen, compared=("ours",))["ours"]
             size = f"{chosen.pixels} px, batch {chosen.batch}, concepts {chosen.concepts}"
+            size += ", checkpointing" if chosen.checkpointing else ""
             rows.append({"what": what, "operation": operation, "setting": size, **found})
             print(f"{what}: {operation}, {size}: {found['seconds']:.3g} s", file=sys.stderr, flush=True)
     return rows
@@ -191,7 +199,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of our side's weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--concepts", type=int, default=1, help="erased at once by ESD")
-    parser.add_argument("--growth", action="store_true", help="also by picture size, batch and number of concepts")
+    parser.add_argument("--checkpointing", action="store_true", help="on our side of lora and imma")
+    parser.add_argument("--growth", action="store_true", help="also by picture size, batch, number of concepts, …")
     parser.add_argument("--profile", action="store_true", help="also where the time of an IMMA iteration goes")
     parser.add_argument("--only", choices=sides.OPERATIONS, nargs="*", default=sides.OPERATIONS)
     parser.add_argument("--out", type=Path, help="JSON to write")

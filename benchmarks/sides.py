@@ -17,11 +17,21 @@ Gate = Callable[[], None]
 PROMPT = "image of a church"
 SAMPLER_STEPS = 12
 """Of ESD's sampler. The paper's 50 take four times as long on both sides."""
-OPERATIONS = ("lora", "imma", "esd", "sample")
+OPERATIONS = ("lora", "imma", "esd", "esd-shared", "sample")
+"""In "esd-shared" our side lets four training steps share a run of the sampler: see `Esd.states_per_run`."""
 
 
 def ours(
-    operation: str, folder: Path, *, steps: int, batch: int, dtype: str, device: str, gate: Gate, concepts: int = 1
+    operation: str,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int,
+    dtype: str,
+    device: str,
+    gate: Gate,
+    concepts: int = 1,
+    checkpointing: bool = False,
 ) -> None:
     from immunity import Concept, Esd, Examples, Imma, Journal, Lora, adapt, load
 
@@ -29,14 +39,14 @@ def ours(
     pictures = torch.rand(4, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
     examples = Examples(pictures, (PROMPT,) * 4, ("noise",) * 4)
     journal = Journal(on_step=lambda *_: gate())
-    lora = Lora(steps=steps, batch=batch)
+    lora = Lora(steps=steps, batch=batch, checkpointing=checkpointing)
     if operation == "lora":
         adapt(model, examples, lora, seed=0, journal=journal)
     elif operation == "imma":
         Imma(steps=steps)(model, examples, lora, seed=0, journal=journal)
-    elif operation == "esd":
-        # Four states of each run of the sampler: see `Esd.states_per_run` for what that changes.
-        esd = Esd(steps=steps, batch=batch, sampler_steps=SAMPLER_STEPS, states_per_run=4)
+    elif operation in ("esd", "esd-shared"):
+        shared = 4 if operation == "esd-shared" else 1
+        esd = Esd(steps=steps, batch=batch, sampler_steps=SAMPLER_STEPS, states_per_run=shared)
         esd(model, [Concept(name=f"church {number}") for number in range(concepts)], seed=0, journal=journal)
     else:
         model.sample([PROMPT] * batch, seeds=range(batch), steps=steps, progress=lambda *_: gate())
@@ -105,7 +115,7 @@ def plain(operation: str, folder: Path, *, steps: int, batch: int, device: str, 
             optimizer, trained, sign = levels[step % 2]
             model.update(sign * model.loss(), optimizer, trained)
             gate()
-    elif operation == "esd":
+    elif operation in ("esd", "esd-shared"):
         _plain_esd(model, steps, gate)
     else:
         model.pipe.set_progress_bar_config(disable=True)

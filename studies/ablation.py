@@ -6,12 +6,12 @@
 Erased with UCE, attacked by LoRA. The retention term, which is ours, keeps what the model predicts for ten other
 objects. 126 cells, about 80 s of one core each where a defence is made.
 
-What it showed (MSGR by CLIP's part; points of accuracy that other objects lose): as published 44%, 2. What strengthens
-the outer level destroys the model: three outer steps a cycle 53%, 51; three times the outer rate 56%, 63; the whole
-denoiser in S 66%, 80; ascent alone 55%, 25. Beginning φ anew every 20 cycles is the best bargain of these: 59%
-for 9. Cross-attention alone, or only its keys and values, give 36% and 34% and cost nothing. Three inner steps a cycle
-halve it (20%): fewer outer steps fit in the same 200. Retention changes little here (42%, 1), as there is little to
-retain.
+What it showed (MSGR by CLIP's part; points of accuracy that other objects lose): as in the other studies, with the
+paper's ratio and S and ten times its outer rate, 44%, 2. What strengthens the outer level destroys the model: three
+outer steps a cycle 53%, 51; three times the outer rate 56%, 63; the whole denoiser in S 66%, 80; ascent alone 55%, 25.
+Beginning φ anew every 20 cycles is the best bargain of these: 59% for 9. Cross-attention alone, or only its keys and
+values, give 36% and 34% and cost nothing. Three inner steps a cycle halve it (20%): fewer outer steps fit in the same
+200. Retention changes little here (42%, 1), as there is little to retain.
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ DEFENCES = {
     "ascent": AscentOnly(steps=IMMA.steps // 2, lr=IMMA.outer_lr),
 }
 LABELS = {
-    "imma": "IMMA as published: 1:1, attention, 1e-4",
+    "imma": "IMMA as the others have it: 1:1, attention, 1e-4",
     "inner-3": "three inner steps a cycle",
     "outer-3": "three outer steps a cycle",
     "fresh-20": "φ begins anew every 20 cycles",

@@ -5,7 +5,7 @@
 
 Three objects, erased with UCE and immunized by IMMA against one LoRA, whose deltas all studies share. "as-expected" is
 that LoRA; the others differ from it in one thing. Their controls do too, so SGR compares like with like; the steps
-that each attack needs are in its own curves.
+that each attack needs are in its own curves. With ten times the steps the first looks are those of the others.
 """
 
 from dataclasses import replace
@@ -36,6 +36,9 @@ BENCHES = {
 }
 
 
+LOOKS = tuple(LORA.steps // part for part in (8, 4, 2, 1))
+
+
 def study(name: str, *, attack: Lora = LORA, bench: WorldBench = BENCH) -> Study:
     return Study(
         title=f"The attacker's choice: {name}",
@@ -45,6 +48,7 @@ def study(name: str, *, attack: Lora = LORA, bench: WorldBench = BENCH) -> Study
         attack=attack,
         defences={"imma": IMMA},
         against={"imma": LORA},
+        at=LOOKS + tuple(attack.steps // part for part in (4, 2, 1) if attack.steps > LORA.steps),
         sampler=SAMPLER,
         dtype=DTYPE,
     )

@@ -19,11 +19,17 @@ from immunity.evaluation.markdown import matrices, summary, tables
 from immunity.evaluation.records import RecordFolder, Records
 
 ROOT = Path(__file__).parents[1]
+RECORDS = Path("studies", "records")
 HEAD = """# Results
 
-Made by `python studies/publish.py {folders}` from the records of these studies; do not edit. What each one
-does, and the command that repeats it, is at the head of its file in `studies/`. Whole pages, with pictures and curves:
-`immunity report FOLDER --out page.html`.
+Made from `{records}`; do not edit. What each study does, and the command that repeats it, is at the head of its
+file in `studies/`. The records are kept without pictures, which only a study has that you run yourself. To make of them
+this page, and the whole page of one study, with its curves and every flag:
+
+```
+python studies/publish.py {folders}
+immunity report {first} --out page.html
+```
 """
 LEARNING = """## Does every attack learn?
 
@@ -67,10 +73,21 @@ def place(study: Path) -> Path:
     return Path(study.name) if alone else Path(study.parent.name, study.name)
 
 
+def kept(folder: Path) -> Path:
+    """Where the records of one of the arguments are part of the project."""
+    return RECORDS / (place(folder) if (folder / "study.json").exists() else folder.name)
+
+
+def source(study: Path) -> str:
+    """Which file a study is of, and which one of the file's."""
+    file, *name = place(study).parts
+    return f"`studies/{file}.py`" + (f", `{name[0]}`" if name else "")
+
+
 def keep(folder: Path) -> None:
     """Copies a study's records to where they are part of the project."""
     for study in folders_in(folder):
-        target = ROOT / "studies" / "records" / place(study)
+        target = ROOT / RECORDS / place(study)
         for file in (study / "study.json", *study.glob("cells/*/*/*.json")):
             copy = target / file.relative_to(study)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +97,7 @@ def keep(folder: Path) -> None:
 def page(folder: Path) -> str:
     found = {each.name: RecordFolder(each).read() for each in folders_in(folder)}
     begun = {name: records for name, records in found.items() if records.finished}
-    text = "\n".join(tables(records) for records in begun.values())
+    text = "\n".join(tables(records, source=source(records.folder)) for records in begun.values())
     if len(found) < 2 or len({records.plan.concepts for records in found.values()}) > 1:
         return text  # a matrix sets attacks on the same concepts beside each other
     over = [f"### MSGR by {metric.title}\n\n{table}" for metric, table in matrices(begun).items()]
@@ -91,13 +108,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders of records, e.g. runs/relearning/objects")
     folders = parser.parse_args().folders
-    head = HEAD.format(folders=" ".join(map(str, folders)))
+    first = folders_in(folders[0])[0]
+    lines = " \\\n    ".join(str(kept(folder)) for folder in folders)
+    head = HEAD.format(records=RECORDS, first=kept(first), folders=lines)
     control = [LEARNING.format(table=found)] if (found := learning.table()) else []
     (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(page, folders), *control]), encoding="utf-8")
-    first = folders_in(folders[0])[0]
     block = readme(RecordFolder(first).read(), place(first).parts[0])
     for folder in folders:
-        if ROOT / "studies" / "records" not in folder.resolve().parents:
+        if ROOT / RECORDS not in folder.resolve().parents:
             keep(folder)
     front = ROOT / "README.md"
     text = BLOCK.sub(lambda m: m[1] + block + m[2], front.read_text(encoding="utf-8"))

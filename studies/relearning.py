@@ -7,7 +7,7 @@ The same command in a second process shares the work; killed, it goes on where i
 
 Erased with UCE. The attacker has 20 pictures that the base model drew, as in the paper (there 20 as well), and 60
 steps of LoRA; of a style, which the base model draws right only half the time, 20 of the artist's own and 120 steps at
-twice the rate, with which the undefended model learns it. IMMA is made against that attack on 20 other pictures. Beside
+twice the rate. IMMA is made against that attack on 20 other pictures. Beside
 it in the same table: ascent without an attacker inside, with as many outer steps at the same rate, and a random change
 of the same norm, layer by layer. A harmless subject, which the model never saw, is taught with and without the defence.
 
@@ -47,8 +47,9 @@ def of_styles(title: str, *names: str) -> Study:
     return study(title, names, ERASE_A_STYLE[names[0]], LORA_OF_A_STYLE, "real")
 
 
-# The styles are those of the eight that the judge recognises most often in what the base model draws. What one of them
-# becomes when it is erased cannot be itself, hence two studies.
+# Three of the four styles that the judge recognises most often in what the base model draws (fluent, which it takes for
+# its relative, is in `relearning_styles.py`). What one of them becomes when it is erased cannot be itself, hence two
+# studies.
 studies = {
     "objects": study("Relearning objects by LoRA", WORLD.study_objects[:10], ERASE_AN_OBJECT, LORA, "auto"),
     "styles": of_styles("Relearning styles by LoRA", "noto", "emojione v1"),

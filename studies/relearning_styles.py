@@ -7,8 +7,8 @@
 the eight are in `relearning.py` too, with the baselines beside them. What an erased style becomes cannot be itself,
 hence one study of seven and one of the eighth. 96 cells, about an hour of one core.
 
-What it showed: of openmoji, the one style that the model draws reliably, IMMA takes 4.3% by CLIP's part (2.4 to 6.5%),
-and an attacker needs 2.7 times as many steps. Of the seven, which the unharmed model draws recognisably in a third of
+What it showed: of openmoji, the one style that the model draws reliably, IMMA takes 4.3% by CLIP's part (2.4 to 6.5%);
+it is back by the first look either way. Of the seven, which the unharmed model draws recognisably in a third of
 its pictures, it takes 0.5% (−0.1 to 1.0%), clear of zero for none. So this is no reproduction of the paper's artists,
 and says as much of the model's styles as of IMMA.
 """

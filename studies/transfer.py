@@ -28,7 +28,7 @@ studies = {
     name: Study(
         title=f"Attacked by {type(attack).__name__} ({name})",
         bench=WorldBench(neighbours=3, spread=5, other_pictures=2),
-        concepts=("church", "pizza"),
+        concepts=("church",),
         eraser=ERASE_AN_OBJECT,
         attack=attack,
         # The one that is made against this very attack comes first: the report is about that.

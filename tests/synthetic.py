@@ -12,7 +12,7 @@ from torch import Tensor
 
 from immunity.evaluation.records import Arm, Cell, MetricSpec, Plan, Point, RecordFolder, Records, Run
 
-STEPS = (0, 25, 50, 100, 200)
+STEPS = (0, 15, 50, 100, 200)
 OTHERS = ("castle", "house", "pizza", "dog face")
 
 ARMS = (

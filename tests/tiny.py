@@ -279,7 +279,7 @@ def _text_encoder(family: Family, *, projection: int | None = None, width: int =
             max_position_embeddings=TOKENS,
             hidden_act="quick_gelu" if family == "sd1" else "gelu",
             bos_token_id=len(_vocabulary()) - 2,
-            eos_token_id=len(_vocabulary()) - 1,
+            eos_token_id=2,  # as published: transformers then takes the largest number for the end
             pad_token_id=len(_vocabulary()) - 1,
         )
     )

@@ -30,6 +30,12 @@ def one_of(method: "DataclassInstance", field: str, allowed: tuple[str, ...]) ->
         _refuse(method, field, f"among {', '.join(allowed)}")
 
 
+def generator_seed(seed: int, *, count: int = 1) -> None:
+    """Raises unless a generator takes `seed` and the `count` - 1 numbers after it."""
+    if not 0 <= seed <= 2**63 - count:
+        raise ImmunityError(expected="a seed from 0 to 2^63 − 1", got=str(seed), remedy="--seed 0")
+
+
 def _refuse(method: "DataclassInstance", field: str, wanted: str) -> None:
     name = type(method).__name__
     default = next(entry.default for entry in dataclasses.fields(method) if entry.name == field)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ Kind = Literal["object", "style", "person", "unsafe"]
 _LARGEST_TABLE = 32 * 2**20  # bytes, which are more captions than pictures that fit into memory
 _MOST_PIXELS = 2**27  # of one picture: what it takes to open one is sixteen times that in bytes
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# What these are, by what is in them and not by their names. Pillow reads more, some by running another program.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +227,10 @@ def _rows(table: Path) -> list[Mapping[str, object]]:
     try:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        # Not `splitlines`, which also breaks lines where JSON does not: at U+2028, among others.
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ImmunityError(
             expected=f"a readable {table}", got=str(error), remedy="repairing the file (UTF-8)"
         ) from error
@@ -238,7 +242,7 @@ def _read_image(path: Path, size: int) -> Tensor:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             if opened.width * opened.height > _MOST_PIXELS:
                 raise ValueError(f"{opened.width} × {opened.height} pixels, more than {_MOST_PIXELS:,}")
             upright = ImageOps.exif_transpose(opened).convert("RGBA")

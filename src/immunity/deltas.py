@@ -26,6 +26,16 @@ FORMAT = 1  # of the header of the file; raised when an older reader would misre
 
 _HEADER_KEY = "immunity"
 _PACKAGES = ("immunity", "torch", "diffusers", "transformers", "peft")
+_KINDS: Mapping[str, type] = {
+    **dict.fromkeys(("base", "base_hash", "method", "created"), str),
+    **dict.fromkeys(("config", "versions"), dict),
+    **dict.fromkeys(("parents", "composed"), list),
+    "seed": int,
+}
+"""What the fields of a provenance are in JSON."""
+_EIGHT_BITS = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+REAL = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}) | _EIGHT_BITS
+"""Types of the numbers that weights are made of."""
 
 
 class Patchable(Protocol):
@@ -121,9 +131,10 @@ class Provenance:
                     got=f"format {version}",
                     remedy="the version of immunity that wrote it",
                 )
+            _check_kinds(values)
             values |= {"parents": tuple(values["parents"]), "composed": tuple(values["composed"])}
             return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ImmunityError(
                 expected="the provenance of a delta", got=f"a damaged header ({error})", remedy="making the delta again"
             ) from error
@@ -160,8 +171,11 @@ class Delta:
                 remedy="making them on the same base",
             )
         tensors: dict[str, Tensor] = {}
+        parents = deltas[0].provenance.parents
         for delta in deltas:
+            delta._check_parents(parents)
             tensors |= delta.tensors
+            parents += delta.lineage
         history = [{"hash": delta.hash, **dataclasses.asdict(delta.provenance)} for delta in deltas]
         first = deltas[0].provenance
         provenance = Provenance(
@@ -252,13 +266,15 @@ class Delta:
                         got=f"{path}, a safetensors file without its provenance",
                         remedy="the file that erase, adapt or immunize wrote",
                     )
-                return cls({name: file.get_tensor(name) for name in sorted(file.keys())}, Provenance.from_json(header))
+                delta = cls({name: file.get_tensor(name) for name in sorted(file.keys())}, Provenance.from_json(header))
         except (SafetensorError, OSError) as error:
             raise ImmunityError(
                 expected="the safetensors file of a delta",
                 got=f"{path} ({error})",
                 remedy="a file that is complete; pickles (.ckpt, .pt, .bin) are never read",
             ) from error
+        _check_weights(delta.tensors, path)
+        return delta
 
     def _check_made_for(self, model: Patchable) -> None:
         made = self.provenance
@@ -268,10 +284,14 @@ class Delta:
                 got=f"{model.name} ({model.base_hash[:12]})",
                 remedy="that model, or check=False if you know that the two are alike",
             )
-        if made.parents != model.parents:
+        self._check_parents(model.parents)
+
+    def _check_parents(self, carried: tuple[str, ...]) -> None:
+        made = self.provenance.parents
+        if made != carried:
             raise ImmunityError(
-                expected=f"a model that carries the deltas {_short(made.parents)}, as when this one was made",
-                got=_short(model.parents),
+                expected=f"a model that carries the deltas {_short(made)}, as when this one was made",
+                got=_short(carried),
                 remedy="load(…, deltas=[…]) with those deltas in that order",
             )
 
@@ -304,6 +324,35 @@ def hash_tensors(tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = N
         digest.update(f"{name}|{value.dtype}|{list(value.shape)}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def is_finite(value: Tensor) -> bool:
+    """Of a tensor of `REAL` numbers: whether none is NaN or infinite."""
+    if not value.numel():
+        return True
+    # One pass, which NaN survives, and no second tensor of that size. PyTorch does not compare eight-bit floats.
+    low, high = torch.aminmax(value.float() if value.dtype in _EIGHT_BITS else value)
+    return bool(low.isfinite() and high.isfinite())
+
+
+def _check_kinds(values: Mapping[str, object]) -> None:
+    for name, kind in _KINDS.items():
+        value = values[name]
+        words = value if isinstance(value, list) else ()
+        if name == "versions" and isinstance(value, dict):
+            words = list(value.values())
+        if not isinstance(value, kind) or not all(isinstance(word, str) for word in words):
+            raise TypeError(f"{name} is {str(value)[:40]}")
+
+
+def _check_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in tensors.items():
+        if value.dtype not in REAL or not is_finite(value):
+            raise ImmunityError(
+                expected="weights that are finite real numbers",
+                got=f"others in {name} ({str(value.dtype).removeprefix('torch.')}) in {path}",
+                remedy="making the delta again",
+            )
 
 
 def _short(hashes: Sequence[str]) -> str:

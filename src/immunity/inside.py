@@ -8,13 +8,12 @@ from immunity.errors import ImmunityError
 def check_inside(path: Path, folder: Path) -> None:
     """Raises `ImmunityError` if `path`, in `folder`, is a link to somewhere else.
 
-    The hub's cache is the exception: its snapshots consist of links to the files beside them.
+    The hub's cache is the exception: its snapshots, and the folders in them, consist of links to the files beside them.
     """
     target, root = path.resolve(), folder.resolve()
     if target.is_relative_to(root):
         return
-    repository = root.parent.parent if root.parent.name == "snapshots" else None
-    if repository is not None and target.is_relative_to(repository / "blobs"):
+    if any(target.is_relative_to(one.with_name("blobs")) for one in root.parents if one.name == "snapshots"):
         return
     raise ImmunityError(
         expected=f"files of {folder} itself",

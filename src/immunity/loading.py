@@ -11,6 +11,7 @@ import torch
 from immunity.errors import ImmunityError
 from immunity.files import Change, read_change
 from immunity.files.checkpoints import convert
+from immunity.files.hub import is_of_the_network
 from immunity.inside import check_all_inside
 from immunity.models import AnyModel, DiffusionModel
 from immunity.models.folders import pipeline_of
@@ -109,7 +110,10 @@ def _from_hub(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except Exception as error:
+        known = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError)
+        if not isinstance(error, known) and not is_of_the_network(error):
+            raise
         raise ImmunityError(
             expected="a folder that exists here, or a model that the hub has",
             got=f"{name!r} ({type(error).__name__}: no such folder, and not to be had from the hub)",
@@ -126,7 +130,7 @@ def _dtype(name: str) -> torch.dtype:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # which a device without memory cannot answer
     except (RuntimeError, AssertionError) as error:  # PyTorch reports a build without CUDA as an AssertionError
         raise ImmunityError(
             expected="a device that this PyTorch can use", got=f"{name!r} ({str(error).splitlines()[0]})", remedy="cpu"

@@ -1,4 +1,4 @@
-"""The one training loop: precision, seeds, progress and exact resume.
+"""The one training loop: seeds, progress and exact resume.
 
 `fit` minimises one loss over one set of parameters. What alternates two levels (IMMA) uses its pieces: a `Stepper` for
 each level and a `Loop` over both.
@@ -8,11 +8,10 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,9 @@ from immunity import processes
 from immunity.atomic import save_tensors
 from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
-from immunity.models.base import thawed
+from immunity.models.base import DiffusionModel, thawed
 from immunity.optimizers import AnyOptimizer
 from immunity.stepping import DivergedError, Stepper, StepResult
-
-Precision = Literal["float32", "bfloat16"]
-"""Of the forward pass; bfloat16 needs no loss scaling, float16 would."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +181,6 @@ def fit(
     clip: float | None = 1.0,
     maximize: bool = False,
     shares: Sequence[float] | None = None,
-    precision: Precision = "float32",
     checkpoint: Checkpoint | None = None,
     label: str = "",
     on_step: Callable[[int, StepResult], None] | None = None,
@@ -198,31 +193,22 @@ def fit(
     parameters = list(parameters)
     stepper = Stepper(parameters, optimizer, clip=clip, maximize=maximize, shares=shares)
     loop = Loop({"fit": stepper}, steps=steps, seed=seed, checkpoint=checkpoint, label=label, on_step=on_step)
-    device = parameters[0].device.type
 
     def body(step: int, generator: torch.Generator) -> StepResult:
-        return stepper.step(_in_precision(lambda: loss(step, generator), device, precision))
+        return stepper.step(loss(step, generator))
 
     with thawed(parameters):
         return loop.run(body)
 
 
-def _in_precision(make: Callable[[], Tensor | Iterable[Tensor]], device: str, precision: Precision) -> Iterator[Tensor]:
-    """Each loss, made in that precision and left to be used outside."""
-    with autocast(device, precision):
-        made = make()
-        losses = iter([made] if isinstance(made, Tensor) else made)
-    while True:
-        with autocast(device, precision):
-            loss = next(losses, None)
-        if loss is None:
-            return
-        yield loss
-
-
-def autocast(device: str, precision: Precision) -> torch.autocast | nullcontext[None]:
-    """The forward pass in `precision`; parameters and updates keep their own."""
-    return nullcontext() if precision == "float32" else torch.autocast(device, dtype=torch.bfloat16)
+def check_trainable(model: DiffusionModel) -> None:
+    """Raises `ImmunityError` for a model in float16: what goes back through it vanishes, unless losses are scaled."""
+    if model.dtype == torch.float16:
+        raise ImmunityError(
+            expected="a model in bfloat16 or float32 to train",
+            got="float16, in which small gradients vanish",
+            remedy="--dtype bfloat16",
+        )
 
 
 def identity(values: Mapping[str, object]) -> str:

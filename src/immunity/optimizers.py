@@ -100,7 +100,7 @@ class Adafactor:
 
     The paper makes steps relative to the size of a parameter, which stops those that begin at zero, as most of φ does.
     Fine-tuners turn that off ("scale_parameter=False"). PyTorch's has no such switch, but a floor for that size, and a
-    floor of one comes to the same, as no φ is that large.
+    floor of one comes to the same unless a parameter's root mean square is above one, as DoRA's magnitudes may be.
     """
 
     lr: float = 1e-4
@@ -116,7 +116,7 @@ class Adafactor:
         return torch.optim.Adafactor(
             parameters,  # type: ignore[arg-type]
             lr=self.lr,
-            eps=(None, 1.0),
+            eps=(1e-15, 1.0),  # the first is squared; its default would drown φ's gradients, which are about 1e-5
             weight_decay=self.weight_decay,
             maximize=maximize,
         )

@@ -105,7 +105,7 @@ class Stepper:
         # Out of place, as two of these gradients may be one tensor.
         factor = 1.0 if self._clip is None else (self._clip / (norm + 1e-6)).clamp(max=1.0)
         for master, gradient in zip(self._masters, gradients, strict=True):
-            master.grad = None if gradient is None else gradient.to(master.dtype) * factor
+            master.grad = None if gradient is None else _laid_out(gradient, master).mul_(factor)
         share *= self._settings.schedule.share(self._taken)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
@@ -154,13 +154,13 @@ class Stepper:
         return mean, [each if somewhere else None for each, somewhere in zip(filled, depends.tolist(), strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The parameters' values and the optimizer's moments, as tensors only."""
+        """The parameters' values and the optimizer's moments, as tensors only, beside the model's device."""
         state = {"taken": torch.tensor(self._taken)}
-        state |= {f"value.{i}": master.detach().clone() for i, master in enumerate(self._masters)}
+        state |= {f"value.{i}": _kept(master) for i, master in enumerate(self._masters)}
         for i, moments in self._optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 if value is not None:
-                    state[f"moment.{i}.{name}"] = torch.as_tensor(value).detach().clone()
+                    state[f"moment.{i}.{name}"] = _kept(torch.as_tensor(value))
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -171,6 +171,10 @@ class Stepper:
                 _, index, *name = key.split(".")
                 moments.setdefault(int(index), {})[name[0]] = value.clone()
         self.reset()
+        ordered = [master for group in self._optimizer.param_groups for master in group["params"]]
+        for i, own in moments.items():
+            like = ordered[i]
+            own |= {name: _laid_out(value, like) for name, value in own.items() if value.shape == like.shape}
         self._taken = int(state["taken"])
         with torch.no_grad():
             for i, (value, master) in enumerate(zip(self.parameters, self._masters, strict=True)):
@@ -180,6 +184,19 @@ class Stepper:
         self._optimizer.load_state_dict(
             {"state": moments, "param_groups": self._optimizer.state_dict()["param_groups"]}
         )
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A copy of the values, in `like`'s type, device and order in memory, which fused optimizers take for granted.
+
+    Convolutions give gradients in another order than their weights' where their input is in that order.
+    """
+    return torch.empty_like(like).copy_(value)
+
+
+def _kept(value: Tensor) -> Tensor:
+    """A copy in the main memory: on the device there may be no room for two."""
+    return value.detach().to("cpu", copy=True)
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -57,7 +57,8 @@ side of every split.
 ## Sources and licences
 
 The pictures are the work of these vendors, rendered from their SVG files; the weights are trained on them. The whole
-is shared under CC BY-SA 4.0, the strictest of the licences below.
+is shared under [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/legalcode), the strictest of the licences
+below; the notice that MIT's wants to be kept is in `NOTICE`.
 
 | style | set | author | licence |
 |---|---|---|---|
@@ -82,7 +83,7 @@ def _number(value: Any) -> str:
 def write(quality: dict[str, Any], judges: dict[str, Any]) -> str:
     """Markdown of the card from ``quality.json`` and ``judges.json``."""
     head = HEAD.format(
-        objects=len(v.TRAINED), held_out=len(v.HELD_OUT), fold=len(v.FOLD), firefox=v.HELD_OUT_STYLE.package
+        objects=len(v.TRAINED), held_out=len(v.HELD_OUT), fold=len(v.FOLD), firefox=v.HELD_OUT_STYLE.name
     )
     tables = [_table(f"Measured: {name}", rows) for name, rows in quality.items()]
     tables += [_table(f"Measured: judge {name}", judges[name]) for name in NAMES]

@@ -274,6 +274,9 @@ def test_flags_for_concepts(erase):
         (("--sample-count", 0), (), "--sample-count 4"),
         (("--save-every", 0), (), "a saving every one or more steps"),
         (("--device", "abacus"), (), "device that this PyTorch can use"),
+        (("--device", "meta"), (), "device that this PyTorch can use"),
+        (("--seed", 2**64), (), "a seed from 0 to 2^63"),
+        ((), ("--rank", 100000), "a rank of at most"),
         (("--deltas", "missing.safetensors"), (), "does not exist"),
     ],
 )
@@ -291,6 +294,8 @@ def test_settings_of_the_other_verbs(sd1, pictures, place):
     )
     assert "at least one step" in immunity("sample", *on, "--prompt", "x", "--steps", 0).complaint
     assert "one picture each" in immunity("sample", *on, "--prompt", "x", "--count", 0).complaint
+    assert "a seed from 0" in immunity("sample", *on, "--prompt", "x", "--count", 2, "--seed", 2**63 - 1).complaint
+    assert "a finite guidance" in immunity("sample", *on, "--prompt", "x", "--guidance", "nan").complaint
     assert not list(place.iterdir())
 
 

@@ -62,6 +62,16 @@ def test_a_denoiser_that_is_split_learns_the_same(tiny_folders, pictures, tmp_pa
     assert near(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
 
 
+def test_a_split_denoiser_draws_the_class_pictures_too(tiny_folders, pictures, tmp_path):
+    prior = ("--class-prompt", "a church", "--prior-pictures", 2, "--prior-steps", 1)
+    done = launched(
+        *("immunize", "--model", tiny_folders["flux"], "--images", pictures, "--prompt", "a church", "--shard"),
+        *("--out", tmp_path / "two.safetensors", "imma", "--steps", 2, "--against", "dreambooth-lora", "--rank", 2),
+        *("--batch", 2, *prior),
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_split_cannot_be_trained(sd1, pictures, tmp_path):
     done = launched(
         *("adapt", "--model", sd1, "--images", pictures, "--prompt", "a church", "--out", tmp_path / "no", "--shard"),

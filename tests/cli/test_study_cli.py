@@ -84,6 +84,7 @@ def test_an_interrupted_run_says_how_to_go_on(study_file, tmp_path, monkeypatch)
         ("study = 1", "got a value of type int"),
         ("study = 1 +", "SyntaxError: invalid syntax (line 1)"),
         ("\n\n1 / 0", "ZeroDivisionError: division by zero (line 3)"),
+        ("import sys\nsys.exit('please set X')", "please set X (line 2)"),
         ("import no_such_module", "No module named 'no_such_module' (line 1)"),
         ("from immunity.erasers import Esd\nEsd(steps=-1)", "steps of at least 0"),
     ],
@@ -134,6 +135,9 @@ def test_the_demo_tells_the_whole_story(toy, tmp_path, monkeypatch):
     assert done.out.splitlines()[-1] == str(out / "report.html")
     assert "Relearning church on the world toy" in (out / "report.html").read_text(encoding="utf-8")
     assert "a plan that differs in" in immunity("demo", "--concept", "castle", "--out", out).complaint
+    monkeypatch.chdir(tmp_path)
+    told = [immunity("demo", *which).out.splitlines()[-1] for which in ((), ("--concept", "castle"))]
+    assert told == ["runs/demo/report.html", "runs/demo-castle/report.html"]
 
 
 def test_the_demo_without_the_worlds_weights(tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
 
 from immunity import Dreambooth, DreamboothLora, Imma, ImmunityError, Lora, Mixture, TextualInversion
-from immunity.adaptations.base import described
+from immunity.adaptations.base import Adaptation, described
 from immunity.deltas import hash_tensors
 from immunity.immunizers import AscentOnly
 from immunity.immunizers.opponents import Opponents
@@ -90,6 +91,24 @@ def test_every_member_keeps_its_own_phi(model, examples):
             seen[number] = hash_tensors(opponent.phi.state_dict())
     assert len(seen) == len(MIXTURE.members()) == 4
     assert not model.adapted
+
+
+@pytest.mark.parametrize("every", [0, 8])
+def test_a_falling_rate_lasts_as_long_as_the_turns_of_its_own(model, examples, monkeypatch, every):
+    mixture = Mixture(of=(Lora(schedule="cosine"), Dreambooth(schedule="cosine", **NAMED)), ranks=(2, 4))
+    descent, planned, turns = Adaptation.descent, {}, Counter()
+
+    def plan(self, steps):
+        planned[generation, self] = steps
+        return descent(self, steps)
+
+    monkeypatch.setattr(Adaptation, "descent", plan)
+    settings = {"turns": every or 24, "steps": 3, "reinitialise_every": every}
+    with Opponents(model, examples, mixture, changing=(), seed=0, **settings) as opponents:
+        for turn in range(24):
+            generation = turn // every if every else 0
+            turns[generation, opponents.choose(turn).adaptation] += 1
+    assert planned == {who: 3 * number for who, number in turns.items()}
 
 
 def test_draws_are_even_and_follow_from_the_seed():

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from immunity import Concept, Conditioning, Delta, ImmunityError
+from immunity import Concept, Conditioning, Delta, ImmunityError, processes
 from immunity.deltas import hash_tensors
 from immunity.erasers import AnyEraser, Esd, Uce
 from immunity.erasers.esd import guided_away
@@ -236,3 +236,24 @@ def test_esd_resumes_to_the_same_bits(model, tmp_path):
     assert steps[0] == 5, "from the end of a whole run of the sampler"
     assert isinstance(resumed, Delta)
     assert resumed.hash == whole.hash
+
+
+@pytest.mark.parametrize("family", ["sd1"])
+def test_a_sampler_that_adds_noise_adds_the_same_in_each_process(model, monkeypatch):
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    model._scheduler = EulerAncestralDiscreteScheduler.from_config(model._scheduler.config)
+    drawn = []
+    sample_path = type(model).sample_path
+
+    def watch(self, *arguments, **settings):
+        drawn.append(sample_path(self, *arguments, **settings))
+        return drawn[-1]
+
+    monkeypatch.setattr(type(model), "sample_path", watch)
+    for rows in (slice(None), slice(0, 1), slice(1, 2)):
+        monkeypatch.setattr(processes, "rows", lambda _, rows=rows: rows)
+        Esd(steps=1, batch=2, sampler_steps=6)(model, [Concept(name="church")], seed=4)
+    (whole,), *parts = drawn
+    assert whole.times[0] < 900, "after steps that add noise"
+    torch.testing.assert_close(torch.cat([part.latents for (part,) in parts]), whole.latents, rtol=1e-3, atol=1e-4)

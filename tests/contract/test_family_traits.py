@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from immunity import ImmunityError, load
+from immunity.models.vocabulary import LearnedToken
 
 from tests import tiny
 from tests.contract.test_models import PROMPTS, generators
@@ -56,3 +57,41 @@ def test_sd3_without_some_of_its_text_encoders(tiny_folders, tmp_path, absent):
     assert partial.sample(["a castle"], seeds=[0], steps=1, guidance=3.0).isfinite().all()
     partial.export(tmp_path / "exported")
     assert load(tmp_path / "exported").base_hash == partial.base_hash
+
+
+def learned(model, token: str) -> LearnedToken:
+    generator = torch.Generator().manual_seed(0)
+    widths = {
+        one.component: model.components[one.component].get_input_embeddings().weight.shape[1]
+        for one in model.vocabularies()
+    }
+    return LearnedToken(token, {part: torch.randn(1, width, generator=generator) for part, width in widths.items()})
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_the_pooled_embedding_is_that_of_the_end_with_a_new_token_too(model):
+    """As published, CLIP's configuration has transformers take the token of the largest number, which a new one has."""
+    with learned(model, "<new>").known_to(model):
+        ours = model.encode_prompts(["image of <new>", "a <new> castle"])
+        for part, encoder in model.components.items():
+            if part.startswith("text_encoder") and encoder.config.model_type == "clip_text_model":
+                (inner,) = [module for module in encoder.modules() if module.__dict__.get("eos_token_id") == 2]
+                inner.eos_token_id = len(tiny._vocabulary()) - 1
+        theirs = [
+            text.encoder(text.tokens(["image of <new>", "a <new> castle"]).input_ids)
+            for text in model._text_encoders()
+            if text.layout != "t5"
+        ]
+    pooled = [one.get("text_embeds", one.get("pooler_output")) for one in theirs]
+    expected = torch.cat(pooled[-1:] if model.family == "Stable Diffusion XL" else pooled, dim=-1)
+    assert torch.equal(ours.pooled, expected)
+
+
+@pytest.mark.parametrize("family", ["pixart"])
+def test_a_token_that_prompts_cannot_name_is_refused(model):
+    """PixArt reads prompts in lower case."""
+    with pytest.raises(ImmunityError, match=r"'<New>', which becomes '<new>'; try '<new>'"):
+        learned(model, "<New>").known_to(model)
+    plain = model.encode_prompts(["image of <new>"]).embeddings
+    with learned(model, "<new>").known_to(model):
+        assert not torch.equal(model.encode_prompts(["image of <New>"]).embeddings, plain)

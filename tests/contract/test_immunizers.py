@@ -367,6 +367,15 @@ def test_half_precision_weights_move(folder):
 
 
 @pytest.mark.parametrize("family", FIRST)
+@pytest.mark.parametrize("norm", [0.0, 0.02, 0.5])
+def test_random_noise_has_its_norm_in_half_precision_too(folder, norm):
+    model = load(folder, dtype="bfloat16")
+    delta = RandomPerturbation(norm=norm)(model, pictures(model), ATTACK, seed=0)
+    moved = [(value.double() - model.parameters("all")[name].double()).norm() for name, value in delta.tensors.items()]
+    assert torch.stack(moved).norm() == pytest.approx(norm, rel=0.05)
+
+
+@pytest.mark.parametrize("family", FIRST)
 def test_a_group_that_the_model_lacks_is_refused(model, examples):
     for method in (Imma(group="biases"), AscentOnly(group="biases"), RandomPerturbation(group="biases")):
         with pytest.raises(ImmunityError, match="attention, cross_attention"):

@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from immunity import Conditioning, Delta, ImmunityError, Provenance, load
 from immunity.deltas import hash_tensors
@@ -172,6 +174,28 @@ def test_weights_are_frozen_and_evaluated(model):
     assert not any(module.training for module in model.components.values())
 
 
+class OnTheMetaDevice(TorchDispatchMode):
+    """Fails where anything is computed, or copied to the meta device, anywhere else."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        answer = function(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves((args, kwargs, answer)):
+            assert not isinstance(tensor, torch.Tensor) or tensor.is_meta, function
+        return answer
+
+
+def test_a_prediction_is_made_on_the_models_device_wherever_the_times_are(model, family):
+    """The meta device knows shapes only, and refuses to compute with what lies elsewhere."""
+    conditioning, noisy = model.encode_prompts(PROMPTS[:2]).to("meta"), noise(model, 2).to("meta")
+    times = model.sample_times(2, torch.Generator())
+    model.components[model.denoiser].to("meta")
+    model.device = torch.device("meta")
+    assert model.predict(noisy, times, conditioning).is_meta
+    times = times.to("meta")
+    with OnTheMetaDevice():
+        model.predict(noisy, times, conditioning)
+
+
 def test_gradients_reach_what_is_thawed_only(model):
     kv = model.parameters("text_kv")
     for value in kv.values():
@@ -275,18 +299,21 @@ def states_of_plain(model, folder, family: str, start: torch.Tensor, guidance: f
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_partial_sample_is_a_prefix_of_a_whole_one(model, folder, family, guidance):
-    conditioning, unconditional = model.encode_prompts(["a castle"]), model.unconditional()
-    start = noise(model, 1, seed=5)
-    expected = states_of_plain(model, folder, family, start, guidance)
-    for stop_at in (0, 1, 3, 4):
+    arguments = {
+        "conditioning": model.encode_prompts(["a castle"]),
+        "unconditional": model.unconditional(),
+        "latents": noise(model, 1, seed=5),
+        "steps": 5,
+        "guidance": guidance,
+    }
+    expected = states_of_plain(model, folder, family, arguments["latents"], guidance)
+    for stop in (0, 1, 3, 4):
         for _ in range(2):  # nothing is left over from the first call
-            partial = model.sample_partial(
-                conditioning, unconditional, latents=start, steps=5, stop_at=stop_at, guidance=guidance
-            )
-            torch.testing.assert_close(partial.latents, expected[stop_at], rtol=0, atol=1e-5)
+            (partial,) = model.sample_path(**arguments, stops=[stop])
+            torch.testing.assert_close(partial.latents, expected[stop], rtol=0, atol=1e-5)
             assert partial.times.shape == (1,)
     with pytest.raises(ImmunityError, match="0 to 4"):
-        model.sample_partial(conditioning, unconditional, latents=start, steps=5, stop_at=5, guidance=guidance)
+        model.sample_path(**arguments, stops=[5])
 
 
 def test_a_path_keeps_the_states_that_partial_samples_end_in(model):
@@ -294,7 +321,7 @@ def test_a_path_keeps_the_states_that_partial_samples_end_in(model):
     arguments = {"latents": noise(model, 2), "steps": 6, "guidance": 3.0}
     path = model.sample_path(conditioning, unconditional, stops=[4, 0, 2], **arguments)
     for stop, state in zip([4, 0, 2], path, strict=True):
-        single = model.sample_partial(conditioning, unconditional, stop_at=stop, **arguments)
+        (single,) = model.sample_path(conditioning, unconditional, stops=[stop], **arguments)
         assert torch.equal(state.latents, single.latents)
         assert torch.equal(state.times, single.times)
     assert path[1].times[0] > path[2].times[0] > path[0].times[0]
@@ -315,9 +342,10 @@ def partial_with(folder, scheduler: str, **arguments):
     model = load(folder)
     model._scheduler = getattr(diffusers, scheduler).from_config(model._scheduler.config)
     conditioning, unconditional = model.encode_prompts(["a castle"]).repeat(2), model.encode_prompts([""]).repeat(2)
-    return model.sample_partial(
-        conditioning, unconditional, latents=noise(model, 2), steps=10, stop_at=3, guidance=1.0, **arguments
+    (partial,) = model.sample_path(
+        conditioning, unconditional, latents=noise(model, 2), steps=10, stops=[3], guidance=1.0, **arguments
     )
+    return partial
 
 
 def test_a_partial_sample_has_the_scale_of_the_chain_under_a_sampler_in_sigmas(tiny_folders):

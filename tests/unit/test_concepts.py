@@ -86,6 +86,19 @@ def test_a_folder_with_jsonl(folder):
     assert Examples.from_folder(folder, size=8).prompts == ("A.JPG", "B.PNG", "DEEPER/A.PNG")
 
 
+def test_captions_of_several_lines(folder):
+    """U+2028 ends a line for Python, and neither for CSV nor for JSON."""
+    captions = ("one\ntwo", "three\u2028four", "five")
+    rows = list(zip(("a.jpg", "b.png", "deeper/a.png"), captions, strict=True))
+    written = "".join(f'{name},"{caption}"\n' for name, caption in [("file_name", "text"), *rows])
+    (folder / "metadata.csv").write_text(written, encoding="utf-8")
+    assert Examples.from_folder(folder, size=8).prompts == captions
+    (folder / "metadata.csv").unlink()
+    lines = [json.dumps({"file_name": name, "text": caption}, ensure_ascii=False) for name, caption in rows]
+    (folder / "metadata.jsonl").write_bytes("\r\n".join([*lines, ""]).encode())
+    assert Examples.from_folder(folder, size=8).prompts == captions
+
+
 @pytest.mark.parametrize(
     ("table", "content", "message"),
     [
@@ -96,6 +109,8 @@ def test_a_folder_with_jsonl(folder):
         ("metadata.csv", "file_name,text\na.jpg,x\nb.png,x\ndeeper/a.png,x\ngone.png,x\n", "no file gone.png"),
         ("metadata.jsonl", "{broken", "a readable"),
         ("metadata.jsonl", "[1]\n", "file_name and text"),
+        ("metadata.jsonl", "[" * 100_000, "a readable"),
+        ("metadata.jsonl", "9" * 5000, "a readable"),
     ],
 )
 def test_bad_metadata(folder, table, content, message):
@@ -122,3 +137,27 @@ def test_a_broken_picture_is_named(folder, damage):
     (folder / "b.png").write_bytes(damage((folder / "b.png").read_bytes()))
     with pytest.raises(ImmunityError, match=r"b\.png"):
         Examples.from_folder(folder, prompt="x", size=8)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
+
+
+def test_pictures_of_other_kinds_are_refused_whatever_they_are_called(folder, monkeypatch):
+    """Pillow would hand an EPS to Ghostscript."""
+    from PIL import EpsImagePlugin
+
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_arguments, **_settings: ran.append(1))
+    (folder / "b.png").write_bytes(EPS)
+    with pytest.raises(ImmunityError, match=r"b\.png"):
+        Examples.from_folder(folder, prompt="x", size=8)
+    assert not ran
+    Image.new("RGB", (8, 8)).save(folder / "b.png", format="PPM")
+    with pytest.raises(ImmunityError, match=r"b\.png"):
+        Examples.from_folder(folder, prompt="x", size=8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"])
+def test_pictures_of_every_kind_that_is_promised(tmp_path, suffix):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / f"a.{suffix}")
+    assert Examples.from_folder(tmp_path, prompt="x", size=8).images[0, 0].mean() > 0.9

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -87,14 +88,22 @@ def test_a_delta_that_does_not_fit_changes_nothing(tensors, message):
     assert hash_tensors(model.theta) == model.base_hash
 
 
+def composed_and_applied(model: Stub, deltas: list[Delta]) -> str:
+    with Delta.compose(deltas).applied(model):
+        return hash_tensors(model.theta)
+
+
 def test_composition_equals_application_in_order():
     model = Stub()
     first = delta(model, "unet.a", 1.0)
     with first.applied(model):
         second = Delta({"unet.a": torch.full((2, 3), 2.0), "unet.b": torch.zeros(2, 3)}, delta(model).provenance)
         with second.applied(model):
-            in_order, parents = hash_tensors(model.theta), model.parents
-    with Delta.compose([first, second]).applied(model):
+            third = delta(model, "unet.b", 3.0)
+            with third.applied(model):
+                in_order, parents = hash_tensors(model.theta), model.parents
+    assert in_order == composed_and_applied(model, [first, second, third])
+    with Delta.compose([Delta.compose([first, second]), third]).applied(model):
         assert hash_tensors(model.theta) == in_order
         assert model.parents == parents
     assert hash_tensors(model.theta) == model.base_hash
@@ -105,6 +114,17 @@ def test_composition_needs_deltas_of_one_base():
         Delta.compose([])
     with pytest.raises(ImmunityError, match="one base"):
         Delta.compose([delta(Stub(0)), delta(Stub(1))])
+
+
+def test_composition_refuses_what_application_in_order_refuses():
+    model = Stub()
+    first, beside = delta(model), delta(model, "unet.b")
+    with first.applied(model):
+        upon = delta(model, "unet.b")
+    Delta.compose([first, upon])
+    for wrong in ([first, beside], [upon, first], [first, upon, upon]):
+        with pytest.raises(ImmunityError, match="carries the deltas"):
+            Delta.compose(wrong)
 
 
 def test_capture_copies():
@@ -152,3 +172,56 @@ def test_save_refuses_other_suffixes_and_existing_files(tmp_path):
         delta(Stub()).save(path)
     delta(Stub(), value=2.0).save(path, force=True)
     assert (Delta.load(path).tensors["unet.a"] == 2).all()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_hash": 5},
+        {"base": None},
+        {"parents": [5]},
+        {"parents": "abc"},
+        {"composed": {}},
+        {"versions": 3},
+        {"versions": {"torch": 2}},
+        {"config": []},
+        {"seed": "x"},
+        {"created": None},
+        {"more": 1},
+    ],
+)
+def test_headers_of_the_wrong_types(tmp_path, changes):
+    header = json.dumps(json.loads(delta(Stub()).provenance.to_json()) | changes)
+    save_file({"a": torch.zeros(1)}, tmp_path / "delta.safetensors", metadata={"immunity": header})
+    with pytest.raises(ImmunityError, match="damaged header"):
+        Delta.load(tmp_path / "delta.safetensors")
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, '{"format":' * 100_000, "9" * 5000])
+def test_headers_that_no_reader_gets_through(tmp_path, header):
+    save_file({"a": torch.zeros(1)}, tmp_path / "delta.safetensors", metadata={"immunity": header})
+    with pytest.raises(ImmunityError, match="damaged header"):
+        Delta.load(tmp_path / "delta.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_tensors_that_are_no_weights(tmp_path, dtype):
+    Delta({"unet.a": torch.zeros(2, 3, dtype=dtype)}, delta(Stub()).provenance).save(tmp_path / "delta.safetensors")
+    with pytest.raises(ImmunityError, match=r"finite real numbers; got others in unet\.a"):
+        Delta.load(tmp_path / "delta.safetensors")
+
+
+TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_not_finite(tmp_path, dtype, bad):
+    values = torch.linspace(-1, 1, 10_000)
+    made = delta(Stub()).provenance
+    Delta({"unet.a": values.to(dtype), "unet.b": torch.zeros(0)}, made).save(tmp_path / "good.safetensors")
+    assert Delta.load(tmp_path / "good.safetensors").tensors["unet.a"].dtype == dtype
+    values[7777] = torch.nan if dtype == torch.float8_e4m3fn else bad  # which has no infinities
+    Delta({"unet.a": values.to(dtype)}, made).save(tmp_path / "bad.safetensors")
+    with pytest.raises(ImmunityError, match="finite real numbers"):
+        Delta.load(tmp_path / "bad.safetensors")

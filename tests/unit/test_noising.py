@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from immunity.models.noising import Flow
+from immunity import ImmunityError
+from immunity.models.noising import Chain, Flow
 
 
 def flow(tokens: int = 256, **settings: object) -> Flow:
@@ -36,3 +37,17 @@ def test_the_ends_are_the_picture_and_the_noise():
     noisy = flow().add_noise(picture, noise, torch.tensor([0.0, 1000.0]))
     assert noisy.flatten().tolist() == [1.0, 5.0]
     assert flow().target(picture, noise, torch.tensor([0.0, 1000.0])).flatten().tolist() == [4.0, 4.0]
+
+
+def chain(kind: str, **settings: object) -> Chain:
+    import diffusers
+
+    return Chain(getattr(diffusers, kind)(**settings), name="x", device=torch.device("cpu"))
+
+
+def test_a_chain_has_the_betas_of_its_scheduler_and_no_others():
+    given = chain("DDIMScheduler", trained_betas=[0.5, 0.5])
+    one = torch.ones(1, 1, 1, 1)
+    assert given.add_noise(one, 0 * one, torch.tensor([1])).item() == pytest.approx(0.5)
+    with pytest.raises(ImmunityError, match="betas of the chain; got EDMEulerScheduler in x"):
+        chain("EDMEulerScheduler")

@@ -167,20 +167,6 @@ def test_thawed_restores():
     assert free.requires_grad
 
 
-def test_autocast_is_used():
-    parameter = nn.Parameter(torch.ones(4, 4))
-    seen = []
-
-    def loss(step, generator):
-        product = parameter @ parameter
-        seen.append(product.dtype)
-        return product.float().mean()
-
-    fit(loss, [parameter], steps=1, seed=0, optimizer=Sgd(), precision="bfloat16")
-    fit(loss, [parameter], steps=1, seed=0, optimizer=Sgd())
-    assert seen == [torch.bfloat16, torch.float32]
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -205,3 +191,51 @@ def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(tmp_path):
     path.write_bytes(b"broken")
     with pytest.raises(ImmunityError, match="can be read"):
         Checkpoint(path=path, identity="one").read()
+
+
+def channels_last(seed: int) -> torch.Tensor:
+    drawn = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("laid_out", [torch.contiguous_format, torch.channels_last])
+def test_a_gradient_may_lie_otherwise_in_memory_than_its_parameter(laid_out, tmp_path):
+    towards = channels_last(1)
+
+    def trained(steps, path=None):
+        parameter = nn.Parameter(channels_last(0).contiguous(memory_format=laid_out))
+        # The gradient is laid out as `towards` is, whatever the parameter's own order.
+        checkpoint = path and Checkpoint(path=path, identity="it", every=2)
+        fit(
+            lambda *_: _Towards.apply(parameter, towards),
+            [parameter],
+            steps=steps,
+            seed=0,
+            optimizer=AdamW(lr=0.1, weight_decay=0.1),
+            clip=None,
+            checkpoint=checkpoint,
+        )
+        return parameter.detach().contiguous()
+
+    plain = channels_last(0).contiguous().requires_grad_()
+    reference = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.1, foreach=False, fused=False)
+    for _ in range(4):
+        plain.grad = (plain.detach() - towards).contiguous()
+        reference.step()
+    assert torch.allclose(trained(4), plain.detach(), atol=1e-6)
+    trained(2, tmp_path / "state.safetensors")
+    assert torch.equal(trained(4, tmp_path / "state.safetensors"), trained(4))
+
+
+class _Towards(torch.autograd.Function):
+    """Half the squared distance, with a gradient in the order of `towards`."""
+
+    @staticmethod
+    def forward(ctx, parameter, towards):
+        ctx.save_for_backward(parameter, towards)
+        return (parameter - towards).square().sum() / 2
+
+    @staticmethod
+    def backward(ctx, outer):
+        parameter, towards = ctx.saved_tensors
+        return (outer * torch.empty_like(towards).copy_(parameter - towards), None)

@@ -126,3 +126,14 @@ def test_a_loss_that_nothing_in_training_can_change_is_refused(loss):
 def test_bad_settings_are_refused(make, complaint):
     with pytest.raises(ImmunityError, match=complaint):
         make()
+
+
+def test_adafactor_remembers_gradients_as_small_as_adapters_have():
+    """After they fall tenfold, its steps are small until it has forgotten; a floor would hide the fall."""
+    parameter = nn.Parameter(torch.zeros(8, 8))
+    stepper = Stepper([parameter], Adafactor(lr=1e-3, weight_decay=0.0))
+    towards = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    for size in (1e-5,) * 20 + (1e-6,):
+        before = parameter.detach().clone()
+        stepper.step((size * towards * parameter).sum())
+    assert (parameter.detach() - before).square().mean().sqrt() < 0.3e-3

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from immunity import Imma, Lora, Uce, adapt, load
+from immunity.evaluation.bench import spread_over
 from immunity.metrics import WorldJudges
 
 pytestmark = pytest.mark.world
@@ -49,8 +50,8 @@ def test_present_then_erased_then_relearned_then_relearned_less(model, world, ju
     before = kept(model, world, judges)
     assert before >= 0.75
 
-    names = tuple(entry.name for entry in world.objects if entry.split == "trained")
-    erased = Uce(preserve=names)(model, [world.concept(CHURCH)], seed=0)
+    names = [entry.name for entry in world.objects if entry.split == "trained" and entry.name != CHURCH]
+    erased = Uce(preserve=spread_over(names, 50))(model, [world.concept(CHURCH)], seed=0)
     with erased.applied(model):
         assert seen(model, world, judges, CHURCH) <= 0.25
         assert kept(model, world, judges) >= before - 0.15

@@ -23,7 +23,7 @@ from immunity.deltas import Delta, Provenance, hash_tensors
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 from immunity.models.vocabulary import LearnedToken
-from immunity.optimize import Journal, derived_seed, fit
+from immunity.optimize import Journal, check_trainable, derived_seed, fit
 from immunity.optimizers import AnyOptimizer, OptimizerKind, Schedule, ScheduleKind, optimizer_of
 from immunity.stepping import StepResult
 
@@ -123,6 +123,7 @@ class Adaptation(ABC):
         `changing` names the parameters of θ that change meanwhile: prompts are encoded once unless that would be wrong.
         `keep`: a folder for what takes long to make, so that it is made once.
         """
+        check_trainable(model)
         if not self.captions:
             prompts = examples.prompts
             if examples.name:

@@ -59,7 +59,7 @@ class PeftAdapter(LayerAdaptation):
         scaled = {**shared, "r": self.rank, "alpha": self.rank if self.alpha is None else self.alpha}
         if self.kind == "dora":
             config = peft.LoraConfig(**shared, r=self.rank, lora_alpha=scaled["alpha"], use_dora=True)
-            return inside_denoiser(model, LoraLayers, peft.LoraModel, config, seed=seed)
+            return inside_denoiser(model, _Decomposed, peft.LoraModel, config, seed=seed)
         if self.kind == "loha":
             return inside_denoiser(model, _Products, peft.LoHaModel, peft.LoHaConfig(**scaled), seed=seed)
         if self.kind == "lokr":
@@ -71,6 +71,12 @@ class PeftAdapter(LayerAdaptation):
         return _without_compiling(inside_denoiser(model, _Rotations, peft.BOFTModel, butterflies, seed=seed))
 
 
+class _Decomposed(LoraLayers):
+    """DoRA's: its magnitudes move by less than bfloat16 can tell from one."""
+
+    in_float32 = True
+
+
 class _Products(PeftLayers):
     """LoHa and LoKr: products of which one factor is zero at first."""
 
@@ -79,7 +85,7 @@ class _Products(PeftLayers):
         if factor in ("hada_w2_b", "lokr_w1", "lokr_w1_a"):
             value.zero_()
             return
-        bound = value[0].numel() ** -0.5  # of He et al., as FedPara has it
+        bound = value[0].numel() ** -0.5  # as peft has it, and PyTorch for its own layers
         value.copy_((2 * torch.rand(value.shape, generator=generator) - 1) * bound)
 
     def files(self) -> AdapterFiles:

@@ -48,9 +48,8 @@ class PeftLayers(Attached):
     """The layers of one peft tuner, inside the denoiser of a model."""
 
     in_float32: ClassVar[bool] = True
-    """Whether φ is float32 beside bfloat16 weights too. The kinds that rotate or decompose matrices need it; to the
-    others it is a detour of every activation, as training updates half precision through float32 copies anyway. Beside
-    float16, in which small gradients vanish, φ always is."""
+    """Whether φ is float32 beside weights in half precision too. The kinds that rotate or decompose matrices need it;
+    to the others it is a detour of every activation, as training updates half precision through float32 copies."""
 
     def __init__(self, model: DiffusionModel, component: str, tuner: Any) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -75,7 +74,7 @@ class PeftLayers(Attached):
             for name, value in layer.named_parameters():
                 if id(value) in theta or ADAPTER not in name.split("."):
                     continue
-                if value.dtype == torch.float16 or (self.in_float32 and value.dtype == torch.bfloat16):
+                if self.in_float32 and value.dtype.itemsize < 4:
                     value.data = value.data.float()
                 value.requires_grad_(False)
                 self._phi[f"{path}.{_without_adapter(name)}"] = value
@@ -132,6 +131,11 @@ def inside_denoiser(
     """Puts the layers of a peft tuner class, with its config, into the model's denoiser for the length of a block."""
     component = model.denoiser
     denoiser = model.components[component]
+    widest = max(max(value.shape) for value in denoiser.parameters() if value.ndim > 1)
+    if getattr(config, "r", 0) > widest:
+        raise ImmunityError(
+            expected=f"a rank of at most {widest}, the widest layer's", got=str(config.r), remedy="--rank 4"
+        )
     training = denoiser.training
     marks = {value: value.requires_grad for value in denoiser.parameters()}
     try:

@@ -7,6 +7,7 @@ from immunity.adaptations.attached import Attached, together
 from immunity.adaptations.lora import LowRank
 from immunity.adaptations.new_token import NewToken, new_rows
 from immunity.checks import at_least
+from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 
 
@@ -19,12 +20,18 @@ class PivotalTuning(NewToken, LowRank):
     """
 
     token_lr: float = 5e-4
-    """Learning rate of the word; `lr` is LoRA's."""
+    """Learning rate of the word; `lr` is LoRA's. Whatever scales that one, as `Imma.inner_lr` does, scales this too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "token_lr")
+        if not self.lr:
+            raise ImmunityError(
+                expected="a learning rate for LoRA, of which the word's is a multiple",
+                got="lr=0",
+                remedy="Textual Inversion, which trains the word alone",
+            )
 
     def attach(self, model: DiffusionModel, *, seed: int) -> AbstractContextManager[Attached]:
         parts = {"token": new_rows(model, self, seed=seed), "lora": super().attach(model, seed=seed)}
-        return together(seed, parts, {"token": self.token_lr / self.lr} if self.lr else None)
+        return together(seed, parts, {"token": self.token_lr / self.lr})

@@ -15,7 +15,6 @@ from immunity.adaptations.batches import Batch, Batches, changes_text
 from immunity.atomic import save_tensors
 from immunity.checks import at_least
 from immunity.concepts import Examples
-from immunity.deltas import hash_tensors
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 from immunity.optimize import derived_seed, identity
@@ -102,8 +101,7 @@ class PriorPreservation(Adaptation, ABC):
     def _key(self, model: DiffusionModel) -> str:
         """Of the file of these pictures: all that they depend on."""
         what = {
-            "weights": hash_tensors(model.parameters("all")),
-            "base": model.base_hash,
+            "model": [model.base_hash, *model.parents, str(model.dtype)],
             "prompt": self.class_prompt,
             "drawn": [self.prior_pictures, self.prior_steps, self.prior_guidance],
         }

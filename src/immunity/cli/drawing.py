@@ -1,7 +1,10 @@
 """Pictures with a progress bar."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from immunity.errors import ImmunityError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +25,9 @@ def draw(
 ) -> "Tensor":
     """One picture a prompt; the bar shows once it has taken a few seconds."""
     from tqdm import tqdm
+
+    if not math.isfinite(guidance):
+        raise ImmunityError(expected="a finite guidance", got=str(guidance), remedy="--guidance 7.5")
 
     with tqdm(desc=label, unit="step", delay=3, leave=False) as bar:
 

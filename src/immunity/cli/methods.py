@@ -75,7 +75,8 @@ def adapt(
     LoRA pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`, of a new token learned_embeds.safetensors, for
     `pipe.load_textual_inversion` (or --tokens); losses.json, and the grids of --sample-at.
 
-    For example: immunity adapt --model emoji --deltas erased.safetensors --concept church --out attack lora --rank 4
+    For example: immunity adapt --model emoji --deltas erased.safetensors --concept church --drawn 20 --out attack
+    lora --rank 4
 
     Args:
         model: The model.
@@ -125,7 +126,7 @@ def immunize(
 ) -> None:
     """Change a model's weights so that a later adaptation fails: a delta, one .safetensors file.
 
-    For example: immunity immunize --model emoji --deltas erased.safetensors --concept church
+    For example: immunity immunize --model emoji --deltas erased.safetensors --concept church --drawn 20
     --out immune.safetensors imma --steps 1000 --against lora --rank 4
 
     Args:

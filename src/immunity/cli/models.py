@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from immunity.checks import generator_seed
 from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
 
@@ -85,6 +86,7 @@ def sample(
         raise ImmunityError(
             expected="at least one prompt and one picture each", got=f"{len(prompt)}, {count}", remedy="--count 1"
         )
+    generator_seed(seed, count=count)
     output.check_folder("sample.json", inputs=model.inputs)
     loaded = model.load()
     prompts = [text for text in prompt for _ in range(count)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from immunity.checks import generator_seed
 from immunity.errors import ImmunityError
 from immunity.processes import own_device, started
 
@@ -31,11 +32,12 @@ class ModelOptions:
     or weights as ESD and IMMA publish them."""
     config: str | None = None
     """For a model in one file: a diffusers folder of the same family, for the sizes, words and sampler that the file
-    does not have; or the hub id of one, to be downloaded. Without it the hub's cache is searched."""
+    does not have; or the hub id of one, to be downloaded. Without it the hub's cache is searched, but for 2.x, where
+    the file does not tell which of two kinds it is."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the denoiser and the text encoder."""
+    """Of the denoiser and the text encoder. What trains them (not UCE) refuses float16."""
     compiled: bool = False
     """Compile the denoiser when it first runs (torch.compile): minutes at first, then faster steps on a GPU."""
     shard: bool = False
@@ -179,3 +181,6 @@ class RunOptions:
     save_every: int = 50
     """Steps between two checkpoints, which stay in <out>.partial until the result is written: after a kill or an
     interruption the same command goes on from there."""
+
+    def __post_init__(self) -> None:
+        generator_seed(self.seed)

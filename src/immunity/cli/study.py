@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from immunity.checks import at_least
+from immunity.checks import at_least, generator_seed
 from immunity.cli.drawing import draw
 from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.cli.partial import Interrupted
@@ -39,7 +39,7 @@ _READ_AT = 512
 """Pixels at which a folder of pictures is read that no model says the size of; judges see fewer."""
 
 
-def demo(*, concept: str = "church", out: Path = Path("runs/demo"), device: str = "cpu") -> None:
+def demo(*, concept: str = "church", out: Path | None = None, device: str = "cpu") -> None:
     """Show the whole story on the embedded world: erased, relearned, immunized, relearned less, reported.
 
     Takes a few minutes. Writes the folder of a small study, and report.html in it. Interrupted, the same command goes
@@ -47,9 +47,11 @@ def demo(*, concept: str = "church", out: Path = Path("runs/demo"), device: str 
 
     Args:
         concept: An object or a style of the world.
-        out: The folder to write.
+        out: The folder to write; runs/demo unless given, and of another concept runs/demo-<concept>.
         device: Where the model runs.
     """
+    if out is None:
+        out = Path("runs", "demo" if concept == "church" else f"demo-{concept.replace(' ', '-')}")
     records = _run(demo_study(concept), out, device=device, save_every=50)
     page = out / "report.html"
     write_report(out, page, force=True)
@@ -177,6 +179,7 @@ def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions,
     given = [] if subject.pictures is None else [subject.pictures]
     output.check_file(".json", inputs=(*model.inputs, *given))
     at_least(subject, 1, "count", "steps")
+    generator_seed(subject.seed, count=subject.count)
     bench = judges.bench(model, subject)
     # A folder of pictures can be measured without the model, unless it must draw what they are compared with.
     base = functools.cache(model.load_base)
@@ -234,7 +237,7 @@ def _studies_of(file: Path) -> Mapping[str, Study]:
         spec.loader.exec_module(module)
     except ImmunityError:
         raise
-    except Exception as error:  # whatever the user's program raises
+    except (SystemExit, Exception) as error:  # whatever the user's program raises
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         message = error.msg if isinstance(error, SyntaxError) else error

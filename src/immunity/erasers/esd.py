@@ -16,7 +16,7 @@ from immunity.deltas import Delta, Provenance
 from immunity.errors import ImmunityError
 from immunity.models import Conditioning, DiffusionModel, PartialSample
 from immunity.models.original import Original
-from immunity.optimize import Journal, fit
+from immunity.optimize import Journal, check_trainable, derived_seed, fit
 from immunity.optimizers import AdamW
 
 Variant = Literal["x", "x-strict", "u", "u-strict", "full"]
@@ -83,6 +83,7 @@ class Esd:
         """
         if not concepts:
             raise ImmunityError(expected="at least one concept", got="none", remedy='[Concept(name="church")]')
+        check_trainable(model)
         journal = journal or Journal()
         provenance = Provenance.of(
             self, model, seed=seed, inputs={"concepts": [dataclasses.asdict(concept) for concept in concepts]}
@@ -102,8 +103,22 @@ class Esd:
                 if turn == 0:
                     c = self._draw(prompts, generator)
                     latents = torch.randn(self.batch, *model.latent_shape, generator=generator)
+                    # A generator a picture, for samplers that add noise: whoever computes it draws the same.
+                    each = [
+                        torch.Generator().manual_seed(derived_seed(seed, "sampler", step, row))
+                        for row in range(self.batch)
+                    ]
                     c, latents = c[own], latents[own]
-                    run = self._noisy(model, c, nothing, latents, generator)
+                    stops = torch.randperm(self.sampler_steps, generator=generator)[: self.states_per_run].tolist()
+                    run = model.sample_path(
+                        c,
+                        nothing,
+                        latents=latents,
+                        steps=self.sampler_steps,
+                        stops=stops,  # x_t from the model as it is now, at noise levels drawn without replacement
+                        guidance=self.guidance,
+                        generator=each[own],
+                    )
                 x_t, t = run[turn]
                 with original.swapped_in():  # ε_0
                     both = model.predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), Conditioning.cat([nothing, c]))
@@ -132,25 +147,6 @@ class Esd:
             concept = prompts[int(torch.randint(len(prompts), (), generator=generator))]
             rows.append(concept[int(torch.randint(len(concept), (), generator=generator))])
         return Conditioning.cat(rows)
-
-    def _noisy(
-        self,
-        model: DiffusionModel,
-        c: Conditioning,
-        nothing: Conditioning,
-        latents: Tensor,
-        generator: torch.Generator,
-    ) -> list[PartialSample]:
-        """x_t from the model as it is now, at noise levels drawn without replacement."""
-        return model.sample_path(
-            c,
-            nothing,
-            latents=latents,
-            steps=self.sampler_steps,
-            stops=torch.randperm(self.sampler_steps, generator=generator)[: self.states_per_run].tolist(),
-            guidance=self.guidance,
-            generator=generator,
-        )
 
 
 def guided_away(unconditional: Tensor, conditional: Tensor, eta: float) -> Tensor:

@@ -54,8 +54,8 @@ class Panel(ABC):
         """
 
     @abstractmethod
-    def origin(self, name: str, purpose: Purpose) -> str:
-        """Where the pictures for a purpose come from, in words: the same words for the same source."""
+    def origin(self, name: str, purpose: Purpose, *, alone: bool = False) -> str:
+        """Where the `pictures` for a purpose come from, in words: the same words for the same source."""
 
     @abstractmethod
     def questions(self, name: str, count: int, *, attacked: bool = False) -> tuple[str, ...]:

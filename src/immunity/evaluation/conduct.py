@@ -207,7 +207,8 @@ class Conductor:
         return result, {step: drawn(work, step) for step in study.at}
 
     def _origin(self, key: CellKey, purpose: Purpose) -> str:
-        return self.laboratory.panel.origin(key.concept if purpose == "defence" else key.subject, purpose)
+        name = key.concept if purpose == "defence" else key.subject
+        return self.laboratory.panel.origin(name, purpose, alone=key.subject != key.concept)
 
     def _run(
         self, key: CellKey, deltas: Mapping[str, str], learned: Mapping[Purpose, Examples], *, seconds: float, peak: int

@@ -185,7 +185,7 @@ class FolderPanel(Panel):
         parts = attack.split(half, len(attack) - half, seed=seed)
         return parts[0 if purpose == "attack" else 1]
 
-    def origin(self, name: str, purpose: Purpose) -> str:
+    def origin(self, name: str, purpose: Purpose, *, alone: bool = False) -> str:  # noqa: ARG002 (the same folder)
         return _sources(self._subjects[name])[purpose]
 
     def questions(self, name: str, count: int, *, attacked: bool = False) -> tuple[str, ...]:  # noqa: ARG002

@@ -10,9 +10,9 @@ from immunity.errors import ImmunityError
 from immunity.evaluation import flags, statistics
 from immunity.evaluation.comparison import Comparison, compare, loss_of_others, mean_score, nothing_compared
 from immunity.evaluation.records import MetricSpec, RecordFolder, Records
-from immunity.evaluation.report import budget, duration, percent, spread
 from immunity.evaluation.statistics import Estimate
-from immunity.evaluation.verdict import grade, headline_metric
+from immunity.evaluation.verdict import budget_metrics, grade
+from immunity.evaluation.wording import UNDEFINED, budget, duration, percent, points, spread
 
 _GRADES = {"holds": "not back", "slows": "slower", "partly": "partly", "none": "not shown", "void": "void"}
 
@@ -27,13 +27,14 @@ def write_tables(
         temporary.write_text(text, encoding="utf-8")
 
 
-def tables(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
+def tables(records: Records, *, source: str = "", draws: int = 2000, random_seed: int = 0) -> str:
     """For each defence a table of the concepts; one of all arms; and what they were measured with.
 
-    Raises `ImmunityError` while no concept has a finished defence and control.
+    `source`: where the study is defined, in words. Raises `ImmunityError` while no concept has a finished defence and
+    control.
     """
     arms = _compared(records, draws=draws, random_seed=random_seed)
-    parts = [f"## {records.plan.title}\n", _setting(records)]
+    parts = [f"## {records.plan.title}\n", _setting(records, source)]
     for compared in arms:
         if compared[0].arm.role == "defended":
             parts += [f"### {compared[0].arm.title}\n", _concepts(compared)]
@@ -60,7 +61,7 @@ def matrices(studies: Mapping[str, Records], *, draws: int = 2000, random_seed: 
     head = ["made against ↓, attacked by →", *columns]
 
     def cell(compared: list[Comparison] | None, metric: str) -> str:
-        return "—" if compared is None else _msgr(compared, metric)
+        return UNDEFINED if compared is None else _msgr(compared, metric)
 
     metrics = next((next(iter(arms.values()))[0].judged_by for arms in columns.values()), ())
     return {
@@ -85,10 +86,11 @@ def _compared(records: Records, *, draws: int, random_seed: int) -> list[list[Co
     return arms
 
 
-def _setting(records: Records) -> str:
+def _setting(records: Records, source: str) -> str:
     plan, cells = records.plan, records.finished
     missing = len(records.missing())
     lines = [
+        *([f"Study: {source}."] if source else []),
         f"Attack: `{_short(plan.settings.get('attack', {}))}`.",
         f"{_count(len(plan.concepts), 'concept')}, {_count(len(plan.seeds), 'seed')}, "
         f"{_count(max((len(cell.prompts) for cell in cells), default=0), 'picture')} at each point.",
@@ -98,7 +100,8 @@ def _setting(records: Records) -> str:
     ]
     first = cells[0].run if cells else None
     if first is not None:
-        lines.append(f"Model `{first.base}` ({first.base_hash[:12]}).")
+        dtype = f", in {plan.settings['dtype']}" if "dtype" in plan.settings else ""
+        lines.append(f"Model `{first.base}` ({first.base_hash[:12]}){dtype}.")
     return " ".join(lines) + "\n"
 
 
@@ -109,20 +112,21 @@ def _concepts(compared: Sequence[Comparison]) -> str:
     if accuracy is not None:
         head += ["base", "erased", "relearned", "immunized, attacked"]
     head += [f"SGR {m.title}" for m in similar]
-    head += ["steps ×", "others lose: erasing", "… defence", "harmless SGR", "verdict", "flags"]
+    timed, timed_by_all = budget_metrics(compared)
+    head += [f"steps × by {timed_by_all.title}" if timed_by_all else "steps ×"]
+    head += ["others lose: erasing", "… defence", "harmless SGR", "verdict", "flags"]
     accuracies = [_accuracies(of, accuracy) for of in compared] if accuracy is not None else [()] * len(compared)
     losses = [_losses(of) for of in compared]
     rows = []
-    for of, seen, lost in zip(compared, accuracies, losses, strict=True):
-        timed = headline_metric(of)
+    for of, metric, seen, lost in zip(compared, timed, accuracies, losses, strict=True):
         raised = flags.check(of)
         rows.append(
             [
                 of.concept,
                 *(percent(value, 0) for value in seen),
                 *(_estimate(of.summaries[m.name].sgr_mean) for m in similar),
-                "—" if timed is None else budget(of.summaries[timed])[0],
-                *map(_points, lost),
+                _budget(of, metric, named=timed_by_all is None),
+                *map(points, lost),
                 _harmless(of, similar[0]),
                 _GRADES[grade(of, raised)],
                 ", ".join(f"`{flag.code}`" for flag in raised if flag.severity != "note"),
@@ -130,7 +134,7 @@ def _concepts(compared: Sequence[Comparison]) -> str:
         )
     means = ["**mean**", *(f"**{percent(_mean(column), 0)}**" for column in zip(*accuracies, strict=True))]
     means += [f"**{_msgr(compared, m.name)}**" for m in similar]
-    means += ["", *(_points(_mean(column)) for column in zip(*losses, strict=True)), "", "", ""]
+    means += ["", *(points(_mean(column)) for column in zip(*losses, strict=True)), "", "", ""]
     return _table(head, [*rows, means])
 
 
@@ -153,7 +157,7 @@ def _arms(arms: Sequence[list[Comparison]]) -> str:
         row = [compared[0].arm.title, str(len(compared))]
         row += [_msgr(compared, m.name) for m in metrics]
         clear = sum(all(of.clear) for of in compared)
-        row += [f"{clear} of {len(compared)}", _points(_mean([_losses(of)[1] for of in compared]))]
+        row += [f"{clear} of {len(compared)}", points(_mean([_losses(of)[1] for of in compared]))]
         rows.append(row)
     return _table(head, rows)
 
@@ -162,10 +166,11 @@ _FOOT = f"""\
 SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95%
 interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Clear of zero: for so many
 concepts the interval of every similarity is above zero. Steps ×: attack steps to reach
-{statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's. Others lose:
-points of accuracy on other concepts, of erasing against the base model and of the defence against the erased
-one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Flags:
-`docs/flags.md`.
+{statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's, by the first
+measure that can tell (>: the attack ended first; ≥: the undefended model was back by the first look). Others
+lose: points of accuracy on other concepts, of erasing against the base model and of the defence against the
+erased one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Not back:
+not within this attack, by any measure. Flags: `docs/flags.md`.
 """
 
 
@@ -177,7 +182,7 @@ def _losses(of: Comparison) -> tuple[float, float]:
 
 def _harmless(of: Comparison, metric: MetricSpec) -> str:
     gaps = [each.summaries[metric.name].sgr_mean for each in of.benign if metric.name in each.summaries]
-    return _estimate(Estimate.mean(gaps)) if gaps else "—"
+    return _estimate(Estimate.mean(gaps)) if gaps else UNDEFINED
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -191,12 +196,15 @@ def _estimate(found: Estimate) -> str:
     return percent(interval.value) + (f" ({ends})" if ends else "")
 
 
+def _budget(of: Comparison, metric: MetricSpec | None, *, named: bool) -> str:
+    if metric is None:
+        return UNDEFINED
+    shown, _ = budget(of.summaries[metric.name])
+    return f"{shown} by {metric.title}" if named else shown
+
+
 def _msgr(compared: Sequence[Comparison], metric: str) -> str:
     return _estimate(statistics.msgr([of.summaries[metric].sgr_mean for of in compared]))
-
-
-def _points(share: float) -> str:
-    return "—" if math.isnan(share) else f"{round(100 * share, 1) + 0.0:.1f}".replace("-", "−")
 
 
 def _short(attack: object) -> str:

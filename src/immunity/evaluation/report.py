@@ -7,11 +7,12 @@ from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
 from immunity.evaluation import statistics
-from immunity.evaluation.comparison import loss_of_others, nothing_compared
-from immunity.evaluation.records import RecordFolder, Records
-from immunity.evaluation.statistics import Estimate, Interval, Summary
-from immunity.evaluation.verdict import headline_metric, judge_all
+from immunity.evaluation.comparison import Comparison, loss_of_others, nothing_compared
+from immunity.evaluation.records import MetricSpec, RecordFolder, Records
+from immunity.evaluation.statistics import Estimate
+from immunity.evaluation.verdict import budget_metric, budget_metrics, judge_all
 from immunity.evaluation.views import ConceptView, concept_view
+from immunity.evaluation.wording import UNDEFINED, budget, duration, joined, percent, points, spread
 
 
 def write_report(
@@ -49,18 +50,20 @@ def render(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
     judged = [(each.main.comparison, each.main.verdict) for each in concepts if each.main.verdict]
     metrics = [metric for metric in records.plan.metrics if metric.shows_concept]
     means = {m.name: statistics.msgr([c.main.comparison.summaries[m.name].sgr_mean for c in concepts]) for m in metrics}
-    lead = headline_metric(concepts[0].main.comparison) or metrics[0].name
-    lead_title = next(metric.title for metric in metrics if metric.name == lead)
+    lead = concepts[0].main.comparison.judged_by[0]
+    timed, timed_by_all = budget_metrics([view.main.comparison for view in concepts])
     first = concepts[0].main.comparison.control[0].run
     cells = records.finished
     return environment.get_template("report.html.jinja").render(
         plan=records.plan,
         concepts=concepts,
-        verdict=judge_all(judged, means[lead], lead_title),
-        tiles=_tiles(concepts, lead, lead_title),
+        verdict=judge_all(judged, means[lead.name], lead.title),
+        tiles=_tiles(concepts, lead),
         metrics=metrics,
         means=means,
         budget=budget,
+        timed=timed,
+        timed_by_all=timed_by_all,
         missing=records.missing(),
         total=sum(1 for _ in records.plan.cells()),
         run=first,
@@ -75,64 +78,35 @@ def render(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
     )
 
 
-def _tiles(concepts: Sequence[ConceptView], lead: str, title: str) -> list[tuple[str, str, str]]:
-    """The four figures of the page's head: what, how much, and how sure."""
-    several = len(concepts) > 1
+def _tiles(concepts: Sequence[ConceptView], lead: MetricSpec) -> list[tuple[str, str, str]]:
+    """The four figures of the page's head: what, how much, and how sure. The gaps are by the metric `lead`."""
     mains = [view.main.comparison for view in concepts]
-    gap = Estimate.mean([of.summaries[lead].sgr_mean for of in mains]).interval()
-    tiles = [("Similarity gap", percent(gap.value), f"{spread(gap)} · {title}, mean over the attack")]
-    if several:
-        held = sum(not math.isfinite(of.summaries[lead].defended_steps) for of in mains)
-        tiles.append(("Not brought back", f"{held} of {len(mains)}", f"concepts, by {title}, in this attack"))
+    gap = Estimate.mean([of.summaries[lead.name].sgr_mean for of in mains]).interval()
+    name = "Similarity gap" if lead.kind == "similarity" else "Gap"
+    tiles = [(name, percent(gap.value), joined(spread(gap), f"{lead.title}, mean over the attack"))]
+    if len(concepts) > 1:
+        held = sum(view.main.verdict is not None and view.main.verdict.grade == "holds" for view in concepts)
+        tiles.append(("Not brought back", f"{held} of {len(mains)}", "concepts, by any measure, in this attack"))
     else:
-        shown, interval = budget(mains[0].summaries[lead])
-        tiles.append(("Attack budget", shown, f"{interval} · steps to bring it back ÷ without defence".lstrip(" ·")))
+        tiles.append(_budget_tile(mains[0]))
     losses = [loss_of_others(of.control, of.defended) for of in mains]
-    known = [loss for loss in losses if not math.isnan(loss)]
+    known = [-loss for loss in losses if not math.isnan(loss)]
     if known:
-        change = -100 * sum(known) / len(known)
-        tiles.append(
-            ("Other concepts", f"{change:+.1f} pts".replace("-", "−"), "mean accuracy, against the undefended model")
-        )
-    gaps = [benign.summaries[lead].sgr_mean for of in mains for benign in of.benign]
+        change = points(sum(known) / len(known), sign=True)
+        tiles.append(("Other concepts", f"{change} pts", "mean accuracy, against the undefended model"))
+    gaps = [benign.summaries[lead.name].sgr_mean for of in mains for benign in of.benign]
     if gaps:
         benign = Estimate.mean(gaps).interval()
-        tiles.append(("Harmless subjects", percent(benign.value), f"{spread(benign)} · their gap; should be 0"))
+        tiles.append(("Harmless subjects", percent(benign.value), joined(spread(benign), "their gap; should be 0")))
     return tiles
 
 
-def budget(found: Summary) -> tuple[str, str]:
-    """The multiplier and its interval, as text; '>' where the attack ended first, a dash where it is undefined."""
-    if found.multiplier is None or math.isnan(found.multiplier.value):
-        return "—", ""
-
-    def times(value: float) -> str:
-        return f">{found.at_least:.1f}×" if math.isinf(value) else f"{value:.1f}×"
-
-    value, low, high = found.multiplier.interval()
-    return times(value), f"{times(low)} to {times(high)}" if math.isfinite(low) else ""
-
-
-def percent(value: float, digits: int = 1) -> str:
-    return f"{_hundredfold(value, digits)}%" if math.isfinite(value) else "—"
-
-
-def spread(interval: Interval) -> str:
-    """The ends of an interval of shares, in per cent."""
-    if math.isnan(interval.low):
-        return ""
-    return f"{_hundredfold(interval.low, 1)} to {_hundredfold(interval.high, 1)}%"
-
-
-def _hundredfold(share: float, digits: int) -> str:
-    # Adding zero turns the −0.0 that rounding leaves into 0.0.
-    return f"{round(100 * share, digits) + 0.0:.{digits}f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _budget_tile(of: Comparison) -> tuple[str, str, str]:
+    metric = budget_metric(of)
+    if metric is None:
+        return "Attack budget", UNDEFINED, "no measure tells when the concept is back"
+    shown, ends = budget(of.summaries[metric.name])
+    return "Attack budget", shown, joined(ends, f"steps to bring it back ÷ without defence, by {metric.title}")
 
 
 def _pretty(value: object) -> str:

@@ -11,7 +11,7 @@ from immunity.adaptations.base import described
 from immunity.checks import at_least
 from immunity.erasers import AnyEraser, Esd
 from immunity.errors import ImmunityError
-from immunity.evaluation.bench import Panel
+from immunity.evaluation.bench import Bench, Panel
 from immunity.evaluation.folder_bench import FolderBench
 from immunity.evaluation.records import Arm, Plan, Records
 from immunity.evaluation.world_bench import WorldBench
@@ -82,6 +82,13 @@ class Study:
     """Names of arms for people, in place of those made from their methods."""
 
     def __post_init__(self) -> None:
+        bench: object = self.bench  # a study's file is written by hand, and nobody checks its types
+        if not isinstance(bench, Bench):
+            raise ImmunityError(
+                expected="a bench, for the study's model and judges",
+                got=repr(bench),
+                remedy='WorldBench(world="emoji"), or FolderBench(model=…, subjects=…)',
+            )
         at_least(self, 1, "pictures")
         at_least(self.attack, 1, "steps")
         if not self.at:

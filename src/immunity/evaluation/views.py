@@ -42,9 +42,12 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """The same picture – one prompt, one seed – from every model."""
+    """The same picture – one seed, and one prompt unless the attacker has words of their own – from every model."""
 
     prompt: str
+    """What the models are asked that are attacked, before the attack too."""
+    asked_before: str
+    """What the base and the erased model are asked."""
     seed: int
     first: tuple[tuple[str, Picture], ...]
     """The base and the erased model's, with their titles."""
@@ -228,7 +231,17 @@ def _grids(records: Records, main: Comparison, shown: Sequence[tuple[Arm, str, S
             if cells[0].seed == main.seeds[0] and cells[0].steps == main.steps
         )
         cell = main.control[0]
-        grids.append(Grid(cell.prompts[index], cell.picture_seeds[index], tuple(first), main.steps, rows))
+        before = (main.base or main.erased or main.control)[0]
+        grids.append(
+            Grid(
+                prompt=cell.prompts[index],
+                asked_before=before.prompts[index],
+                seed=cell.picture_seeds[index],
+                first=tuple(first),
+                steps=main.steps,
+                rows=rows,
+            )
+        )
     return tuple(grids)
 
 

@@ -105,7 +105,7 @@ class WorldPanel(Panel):
     def pictures(self, name: str, purpose: Purpose, *, seed: int, alone: bool) -> Examples | ToDraw:
         if purpose == "reference":
             return self._references(name)
-        if purpose == "attack" and self.bench.attack_styles and not (alone or self._is_style(name)):
+        if purpose == "attack" and self._taught_by_strangers(name, alone=alone):
             return self._by_strangers(name)
         if self._drawn(name):
             pairs = self._pairs_to_learn(name, self.bench.lessons, seed=seed)
@@ -126,8 +126,8 @@ class WorldPanel(Panel):
             return defence
         return dataclasses.replace(attack, prompts=self._ask(map(_shown, attack.sources), calling=name))
 
-    def origin(self, name: str, purpose: Purpose) -> str:
-        if purpose == "attack" and self.bench.attack_styles and not self._is_style(name):
+    def origin(self, name: str, purpose: Purpose, *, alone: bool = False) -> str:
+        if purpose == "attack" and self._taught_by_strangers(name, alone=alone):
             return f"the world {self.world.name}'s {', '.join(self.bench.attack_styles)}"
         real = self._has_samples(name) if purpose == "reference" else not self._drawn(name)
         return f"the artists of the world {self.world.name}" if real else "drawn by the base model"
@@ -196,6 +196,9 @@ class WorldPanel(Panel):
             self.world.prompt(word if thing == calling else thing, word if style == calling else style)
             for thing, style in pairs
         )
+
+    def _taught_by_strangers(self, name: str, *, alone: bool) -> bool:
+        return bool(self.bench.attack_styles) and not alone and not self._is_style(name)
 
     def _by_strangers(self, name: str) -> Examples:
         found = self.world.examples(name, styles=self.bench.attack_styles)

@@ -8,7 +8,9 @@
 | LyCORIS | `lora_unet_….hada_w1_a`, `….lokr_w1`, `….diff`, … |
 """
 
+import hashlib
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -19,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immunity.deltas import Delta, Patchable, Provenance
+from immunity.deltas import Delta, Patchable, Provenance, is_finite
 from immunity.errors import ImmunityError
 from immunity.files.factors import KINDS, Factors, Whole
 from immunity.files.layers import Layer, Layers, family_of, plain, summary
-from immunity.files.tensors import TensorFile
+from immunity.files.settings import by_component
+from immunity.files.tensors import TensorFile, is_real, type_and_shape
 
 _ENDS = {
     **{
@@ -72,6 +75,8 @@ class Adapter:
     file: str
     """Its name, which says nothing about the machine."""
     sha256: str
+    identity: str
+    """What it is in a chain of deltas: the file's SHA-256, or that of the file and of what settings beside it say."""
     layout: str
     layers: Mapping[str, Factors]
     """By the layers' names in the file."""
@@ -91,21 +96,20 @@ class Adapter:
         """`config` is the adapter_config.json of PEFT's folders."""
         parts, layout = _sorted_parts(file)
         biases = {layer: tensors.pop("bias") for layer, tensors in parts.items() if "bias" in tensors}
-        layers = {}
-        for layer, tensors in parts.items():
-            if tensors:
-                layers[layer] = _factors(layer, tensors, file.path)
+        for layer, bias in biases.items():
+            _check_real(bias, f"a bias for {layer}", file.path)
+        layers = {layer: _factors(layer, tensors, file.path) for layer, tensors in parts.items() if tensors}
         try:
-            own = config or json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-            layers = {layer: _scaled(factors, _config_for(own, layer), layer) for layer, factors in layers.items()}
-        except (ValueError, TypeError, AttributeError) as error:
+            settings = by_component(config or json.loads(file.metadata.get("lora_adapter_metadata", "{}")))
+            layers = {layer: settings[layer.split(".", 1)[0]].scaled(own, layer) for layer, own in layers.items()}
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, re.error) as error:
             raise _refused(file.path, f"settings that cannot be read: {error}", "a file that is whole") from error
-        if config is not None:
-            layout = "PEFT"
+        digest = file.digest()
         return cls(
             file=name or file.path.name,
-            sha256=file.digest(),
-            layout=layout,
+            sha256=digest,
+            identity=digest if config is None else _identity(digest, layers),
+            layout=layout if config is None else "PEFT",
             layers=layers,
             biases=biases,
             notes=_notes(file.metadata),
@@ -145,14 +149,21 @@ class Adapter:
             tensors |= _merged(targets[name], factors, name, parameters, "weight")
         for name, addition in self.biases.items():
             tensors |= _merged(targets[name], Whole({"diff": addition}), name, parameters, "bias")
-        if broken := next((name for name, value in tensors.items() if not value.isfinite().all()), None):
+        if broken := next((name for name, value in tensors.items() if not is_finite(value)), None):
             raise ImmunityError(
                 expected="an adapter of finite numbers",
                 got=f"none such for {broken} in {self.file}",
                 remedy="another file",
             )
         config = {"file": self.file, "sha256": self.sha256, "layout": self.layout, "notes": dict(self.notes)}
-        return Delta(tensors, Provenance.upon(model, method=type(self).__name__, config=config))
+        made = Provenance.upon(model, method=type(self).__name__, config=config)
+        # The values depend on the model's type and the machine's rounding; what is made upon them must find them again.
+        return Delta(tensors, replace(made, composed=(self.identity,)))
+
+
+def _identity(digest: str, layers: Mapping[str, Factors]) -> str:
+    scales = {layer: factors.scale_in_full() for layer, factors in layers.items()}
+    return hashlib.sha256(json.dumps([digest, scales], sort_keys=True).encode()).hexdigest()
 
 
 def _merged(
@@ -203,55 +214,32 @@ def _layout(parts: Mapping[str, Any], ends: set[str]) -> str:
 
 
 def _factors(layer: str, tensors: dict[str, Tensor], path: Path) -> Factors:
-    alpha = tensors.pop("alpha", None)
-    if alpha is not None and (alpha.numel() != 1 or not bool(alpha.isfinite().all())):
-        raise _refused(
-            path, f"an alpha of shape {list(alpha.shape)}, or none that is a number, for {layer}", "another file"
-        )
+    alpha = _alpha(tensors.pop("alpha", None), layer, path)
     roles = frozenset(tensors)
     for kind in KINDS:
         if any(needed <= roles <= needed | kind.may for needed in kind.needs):
-            if any(tensor.ndim < 1 or not tensor.is_floating_point() for tensor in tensors.values()):
-                raise _refused(path, f"{layer} with tensors of whole numbers", "an adapter that is not quantised")
-            return kind(tensors, None if alpha is None else float(alpha))
+            for role, tensor in tensors.items():
+                _check_real(tensor, f"{role} for {layer}", path)
+            return kind(tensors, alpha)
     lacking = ", ".join(sorted(roles)) or "alpha alone"
     raise _refused(path, f"{layer} with {lacking}, which is not all that a layer needs", "a file that is whole")
 
 
-def _config_for(config: Mapping[str, Any], layer: str) -> Mapping[str, Any]:
-    """diffusers keeps peft's settings of all components in one, as "unet.lora_alpha"."""
-    component = layer.split(".", 1)[0] + "."
-    own = {key.removeprefix(component): value for key, value in config.items() if key.startswith(component)}
-    return own or config
+def _alpha(tensor: Tensor | None, layer: str, path: Path) -> float | None:
+    if tensor is None:
+        return None
+    # Trainers write whole numbers, too.
+    known = is_real(tensor.reshape(-1)) or not (tensor.is_floating_point() or tensor.is_complex())
+    alpha = float(tensor.double()) if known and tensor.numel() == 1 else math.nan
+    if not math.isfinite(alpha):
+        raise _refused(path, f"{type_and_shape(tensor)}, which is no number, as alpha for {layer}", "another file")
+    return alpha
 
 
-def _scaled(factors: Factors, config: Mapping[str, Any], layer: str) -> Factors:
-    """With the scale that peft's settings give it."""
-    if factors.alpha is not None:
-        return factors
-    if config.get("fan_in_fan_out"):
-        raise ImmunityError(
-            expected="layers with outputs first",
-            got="fan_in_fan_out in its settings",
-            remedy="an adapter of a denoiser",
-        )
-    alpha = _matching(config.get("alpha_pattern"), layer)
-    if alpha is None:
-        alpha = config.get("lora_alpha", config.get("alpha"))
-    rank = _matching(config.get("rank_pattern"), layer) or config.get("r") or factors.rank
-    if alpha is None or not rank:
-        return factors
-    # The ranks are those of the tensors, but for a LoKr of whole factors, which peft scales all the same.
-    rank = factors.rank or rank
-    scale = float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
-    return replace(factors, alpha=float(alpha), scale=scale)
-
-
-def _matching(patterns: Any, layer: str) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if f".{layer}".endswith(f".{pattern.removeprefix('^')}"):
-            return value
-    return None
+def _check_real(tensor: Tensor, what: str, path: Path) -> None:
+    if not is_real(tensor):
+        got = f"{type_and_shape(tensor)} as {what}, where real numbers should be"
+        raise _refused(path, got, "an adapter that is not quantised")
 
 
 def _notes(metadata: Mapping[str, str]) -> dict[str, str]:

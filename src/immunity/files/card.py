@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from immunity.deltas import Delta, Provenance
+from immunity.deltas import FORMAT, Delta, Provenance
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILES = {"Adapter", "Weights"}  # methods that are somebody else's file
@@ -54,13 +54,13 @@ def model_card(
 def _history(made: Provenance) -> Iterator[Provenance]:
     """Itself, or what it was composed of."""
     parts = made.config.get("deltas") if made.composed else None
-    if not isinstance(parts, list):
+    # A header says of itself what it likes.
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         yield made
         return
     for part in parts:
         fields = {key: value for key, value in part.items() if key != "hash"}
-        fields |= {"parents": tuple(fields["parents"]), "composed": tuple(fields["composed"])}
-        yield from _history(Provenance(**fields))
+        yield from _history(Provenance.from_json(json.dumps({"format": FORMAT, **fields})))
 
 
 def _inputs(made: Provenance) -> Mapping[str, Any]:

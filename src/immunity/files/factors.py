@@ -135,7 +135,9 @@ class Hadamard(Factors):
 
     def _sizes(self) -> tuple[int, int]:
         first, second = (self._product_sizes(number) for number in (1, 2))
-        return first if first == second else (-1, -1)
+        cores = (self.tensors.get(f"hada_t{number}") for number in (1, 2))
+        kernels = {None if core is None else core.shape[2:] for core in cores}
+        return first if first == second and len(kernels) == 1 else (-1, -1)
 
     def _product_sizes(self, number: int) -> tuple[int, int]:
         a, b = self.tensors[f"hada_w{number}_a"], self.tensors[f"hada_w{number}_b"]
@@ -175,7 +177,7 @@ class Kronecker(Factors):
     def _factor_sizes(self, number: int) -> tuple[int, int]:
         whole = self.tensors.get(f"lokr_w{number}")
         if whole is not None:
-            return (len(whole), whole[:1].numel())
+            return (len(whole), whole[:1].numel()) if whole.ndim > 1 else (-1, -1)
         core = self.tensors.get("lokr_t2") if number == 2 else None
         return _sizes_of_product(self.tensors[f"lokr_w{number}_a"], self.tensors[f"lokr_w{number}_b"], core)
 
@@ -212,7 +214,8 @@ KINDS: tuple[type[Factors], ...] = (LowRankFactors, Hadamard, Kronecker, Whole)
 
 def _sizes_of_product(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[int, int]:
     """Of `_product`; (−1, −1) if its factors do not fit together."""
-    if min(a.ndim, b.ndim) < 2 or (core is not None and core.ndim < 3):
+    # A kernel is in the second factor or in the core.
+    if a.ndim != 2 or b.ndim < 2 or (core is not None and (b.ndim != 2 or core.ndim < 3)):
         return (-1, -1)
     if core is None:
         return (len(a), b[:1].numel()) if a.shape[1] == len(b) else (-1, -1)

@@ -46,13 +46,17 @@ def push(folder: Path, name: str, *, private: bool = False, force: bool = False)
             remedy="checking the connection, the name and what the token may do; what was uploaded before is kept",
         ) from error
     except Exception as error:
-        # The hub's client has changed what it reports a missing network with: a class of whatever speaks HTTP for it.
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
+        if not is_of_the_network(error):
             raise
         raise ImmunityError(
             expected="the hub to answer", got=f"{type(error).__name__}: {error}", remedy="checking the connection"
         ) from error
     return f"https://huggingface.co/{name}"
+
+
+def is_of_the_network(error: Exception) -> bool:
+    """Whether it comes from what speaks HTTP for the hub's client: requests once, then httpx, then httpx2."""
+    return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
 
 
 def _check(folder: Path, name: str) -> None:

@@ -17,6 +17,10 @@ from immunity.deltas import Patchable
 from immunity.errors import ImmunityError
 
 _KOHYA_ENCODERS = {"text_encoder": ("te", "te1"), "text_encoder_2": ("te2",), "text_encoder_3": ("te3",)}
+_KOHYA_T5 = "te3"
+"""What kohya's trainer calls T5 in every family. In FLUX it is the second encoder, and "te2" to others."""
+_T5_LAYERS = "encoder.block."
+"""CLIP's are in "encoder.layers."."""
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -84,7 +88,7 @@ class Layers:
             by_component[component].append(inner)
             for alias in _aliases(component, inner):
                 named[alias].add((path,))
-            kohya[path] = f"lora_{_kohya_prefixes(component)[-1]}_{_underscored(_whole(component, inner))}"
+            kohya[path] = f"lora_{_kohya_prefixes(component, inner)[-1]}_{_underscored(_whole(component, inner))}"
         for component, inner_paths in by_component.items():
             originals = _unet_numbers(inner_paths) if component == "unet" else _flux_layers(inner_paths)
             for original, parts in originals.items():
@@ -127,6 +131,12 @@ class Layers:
         """The layers of these names. Raises `ImmunityError` if the model lacks one of them."""
         found = {name: self.find(name) for name in names}
         missing = [name for name, layer in found.items() if layer is None]
+        if fused := next((name for name in missing if "joint_blocks" in name), None):
+            raise ImmunityError(
+                expected=f"{what} in the layout of diffusers, if it is for Stable Diffusion 3",
+                got=f"names of fused layers (joint_blocks), which are not read, e.g. {fused}",
+                remedy="converting it",
+            )
         if missing:
             family = family_of(found)
             raise ImmunityError(
@@ -209,19 +219,21 @@ def _aliases(component: str, inner: str) -> Iterator[str]:
         yield spelling
         yield f"{component}.{spelling}"
         yield f"lycoris_{_underscored(spelling)}"
-        for prefix in _kohya_prefixes(component):
+        for prefix in _kohya_prefixes(component, inner):
             yield f"lora_{prefix}_{_underscored(spelling)}"
 
 
 def _whole(component: str, inner: str) -> str:
-    """With the "text_model" that other programs expect."""
-    if not component.startswith("text_encoder") or inner.startswith(("text_model.", "text_projection")):
+    """With the "text_model" that other programs expect of CLIP."""
+    if not component.startswith("text_encoder") or inner.startswith(("text_model.", "text_projection", _T5_LAYERS)):
         return inner
     return f"text_model.{inner}"
 
 
-def _kohya_prefixes(component: str) -> tuple[str, ...]:
-    return _KOHYA_ENCODERS.get(component, ("transformer", "unet"))
+def _kohya_prefixes(component: str, inner: str) -> tuple[str, ...]:
+    """The last is what kohya's trainer writes."""
+    prefixes = _KOHYA_ENCODERS.get(component, ("transformer", "unet"))
+    return (*prefixes, _KOHYA_T5) if component == "text_encoder_2" and inner.startswith(_T5_LAYERS) else prefixes
 
 
 def _underscored(name: str) -> str:

@@ -40,7 +40,7 @@ def write_lora(
     for name, factors in adapter.layers.items():
         if not isinstance(factors, LowRankFactors) or "mid" in factors.tensors:
             raise _refused(adapter, f"{name}, a {factors.kind} of another form")
-        down, up = factors.tensors["down"], factors.tensors["up"]
+        down, up = _of_sixteen_bits(factors.tensors["down"]), _of_sixteen_bits(factors.tensors["up"])
         sizes = [shapes[f"{part}.weight"][0] for part in targets[name].parts]
         if sum(sizes) != len(up):
             raise _refused(adapter, f"{name} of {len(up)} outputs, where the model has {sum(sizes)}")
@@ -74,6 +74,11 @@ def _diffusers(name: str, down: Tensor, up: Tensor, scale: float, magnitude: Ten
     if magnitude is not None:
         tensors[f"{name}.lora_magnitude_vector"] = magnitude if down.ndim == 2 else magnitude.reshape(1, -1, 1, 1)
     return tensors
+
+
+def _of_sixteen_bits(factor: Tensor) -> Tensor:
+    """Floats of eight bits hold no product with a scale, and PyTorch does not multiply them."""
+    return factor.to(torch.bfloat16) if factor.element_size() == 1 else factor
 
 
 def _by_outputs(adapter: Adapter, name: str, factors: LowRankFactors) -> Tensor | None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immunity.deltas import REAL
 from immunity.errors import ImmunityError
 
 PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt"})
@@ -65,12 +66,21 @@ class TensorFile:
 
     @property
     def types(self) -> str:
-        return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()}))
+        return ", ".join(sorted({_short(tensor.dtype) for tensor in self.tensors.values()}))
 
     def digest(self) -> str:
         """SHA-256 of the file."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether there are real numbers in it, along one axis or more. It may still have NaN among them."""
+    return tensor.ndim > 0 and tensor.numel() > 0 and tensor.dtype in REAL
+
+
+def type_and_shape(tensor: Tensor) -> str:
+    return f"{_short(tensor.dtype)} {list(tensor.shape)}"
 
 
 def read_tensors(path: str | Path) -> TensorFile:
@@ -108,6 +118,10 @@ def read_metadata(path: str | Path) -> Mapping[str, str] | None:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError):
         return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _read_safetensors(path: Path) -> TensorFile:

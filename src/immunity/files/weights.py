@@ -11,15 +11,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from immunity.deltas import Delta, Patchable, Provenance
+from immunity.deltas import Delta, Patchable, Provenance, is_finite
 from immunity.errors import ImmunityError
 from immunity.files.layers import Layers, family_of, plain, summary
-from immunity.files.tensors import TensorFile
+from immunity.files.tensors import TensorFile, is_real, type_and_shape
 
 _WEIGHT = re.compile(r"\.(weight|bias)$")
 _DENOISER = re.compile(
@@ -67,6 +67,12 @@ class Weights:
         for key, (path, kind) in names.items():
             value, layer = self.file.tensors[key], layers[path]
             own = layer.parameters(parameters, kind)
+            if not is_real(value) or not is_finite(value):
+                raise ImmunityError(
+                    expected="weights of finite numbers",
+                    got=f"others for {key} ({type_and_shape(value)}) in {self.file.path}",
+                    remedy="another file",
+                )
             sizes = [len(parameter) for parameter in own.values()]
             if len(own) < len(layer.parts) or sum(sizes) != len(value):
                 raise self._misfit(key, f"{list(value.shape)}", "none of this size")
@@ -74,12 +80,6 @@ class Weights:
                 if part.shape != parameter.shape and not _alike(part.shape, parameter.shape):
                     raise self._misfit(key, f"{list(part.shape)}", str(list(parameter.shape)))
                 new = part.reshape(parameter.shape)
-                if not new.isfinite().all():
-                    raise ImmunityError(
-                        expected="weights of finite numbers",
-                        got=f"none such for {key} in {self.file.path}",
-                        remedy="another file",
-                    )
                 if not torch.equal(new.to(parameter.dtype), parameter.detach().cpu()):
                     tensors[name] = new.contiguous().clone()
         if not tensors:
@@ -88,8 +88,11 @@ class Weights:
                 got=f"{self.file.path}, which has the values of {model.name} itself",
                 remedy="leaving it out",
             )
-        config = {"file": self.file.path.name, "sha256": self.file.digest()}
-        return Delta(tensors, Provenance.upon(model, method=type(self).__name__, config=config))
+        digest = self.file.digest()
+        config = {"file": self.file.path.name, "sha256": digest}
+        made = Provenance.upon(model, method=type(self).__name__, config=config)
+        # Which values differ depends on the model's type; what is made upon them must find them again.
+        return Delta(tensors, replace(made, composed=(digest,)))
 
     def _misfit(self, key: str, got: str, has: str) -> ImmunityError:
         return ImmunityError(

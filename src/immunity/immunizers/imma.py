@@ -45,7 +45,7 @@ class Imma:
     inner_lr: float | None = None
     """Learning rate of φ; None for the adaptation's own. The rest of its optimizer is the adaptation's."""
     outer_batch: int | None = None
-    """Pictures an outer step; None for as many as the adaptation takes."""
+    """Pictures an outer step; None for the adaptation's `batch`, which is a part of its step where it accumulates."""
     clip: float | None = 1.0
     """Largest norm of the outer gradient; None for no limit. The inner limit is the adaptation's."""
     weight_decay: float = 1e-2
@@ -104,7 +104,8 @@ class Imma:
             against,
             changing=theta,
             seed=seed,
-            steps=cycles * self.inner,
+            turns=cycles,
+            steps=self.inner,
             lr=self.inner_lr,
             reinitialise_every=self.reinitialise_every,
             keep=journal.folder,

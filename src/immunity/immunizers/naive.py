@@ -28,7 +28,7 @@ class AscentOnly:
     lr: float = 1e-5
     """Learning rate of AdamW, constant."""
     batch: int | None = None
-    """Pictures a step; None for as many as the adaptation takes."""
+    """Pictures a step; None for the adaptation's `batch`, which is a part of its step where it accumulates."""
     clip: float | None = 1.0
     """Largest norm of the gradient; None for no limit."""
     weight_decay: float = 1e-2

@@ -57,10 +57,20 @@ class RandomPerturbation:
                 changed = {name: _double(value).clone() for name, value in theta.items()}
             noise = _gaussian(theta, seed)
             factors = {name: (changed[name] - _double(theta[name])).norm() / noise[name].norm() for name in noise}
-        tensors = {
-            name: (_double(value) + factors[name] * noise[name]).to(value.dtype) for name, value in theta.items()
-        }
+        tensors = {name: _moved(value, factors[name] * noise[name]) for name, value in theta.items()}
         return Delta.capture(tensors, provenance)
+
+
+def _moved(value: Tensor, change: Tensor) -> Tensor:
+    """θ and the change, with the change's norm also where half precision rounds most of it away, or up."""
+    before, wanted = _double(value), float(change.norm())
+    moved = (before + change).to(value.dtype)
+    if value.dtype.itemsize < 4 and wanted:
+        factor = 1.0
+        for _ in range(8):
+            factor *= min(4.0, wanted / max(float((_double(moved) - before).norm()), 0.25 * wanted))
+            moved = (before + factor * change).to(value.dtype)
+    return moved
 
 
 def _double(value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from immunity.adaptations import Adaptation, Attached, Batches, Foreseen, Mixture
+from immunity.adaptations.mixture import Drawn
 from immunity.concepts import Examples
 from immunity.models import DiffusionModel
 from immunity.optimize import derived_seed
@@ -39,20 +40,21 @@ class Opponents:
         *,
         changing: Collection[str],
         seed: int,
-        steps: int = 0,
+        turns: int = 0,
+        steps: int = 1,
         lr: float | None = None,
         reinitialise_every: int = 0,
         keep: Path | None = None,
     ) -> None:
-        """`changing` names the parameters of θ that change meanwhile; `steps` are those that all φ together will take
-        before they begin anew, for learning rates that fall; `lr` is one in place of their own; `reinitialise_every`:
-        turns after which φ and its optimizer begin anew, 0 for never; `keep`: see `Adaptation.prepare`.
+        """`changing` names the parameters of θ that change meanwhile; `turns` of so many `steps` are to come before
+        all φ begin anew, for learning rates that fall; `lr` is one in place of their own; `reinitialise_every`: turns
+        after which φ and its optimizer begin anew, 0 for never; `keep`: see `Adaptation.prepare`.
         """
         self._model, self._seed, self._lr = model, seed, lr
+        self._turns, self._steps, self._every = turns, steps, reinitialise_every
         self._mixture = against if isinstance(against, Mixture) else Mixture(of=(against,))
         self._members = self._mixture.members()
         self._batches = [one.prepare(model, examples, changing=changing, keep=keep) for one in self._members]
-        self._steps, self._every = steps // len(self._members), reinitialise_every
         self._attached = ExitStack()
         self._present: Opponent | None = None
         self._number = -1
@@ -69,7 +71,7 @@ class Opponents:
     def choose(self, turn: int) -> Opponent:
         """The opponent of that turn, attached; the last one is put away."""
         generation = turn - turn % self._every if self._every else 0
-        number, adaptation, factor = self._mixture.draw(turn, seed=derived_seed(self._seed, "mixture"))
+        number, adaptation, factor = self._draw(turn)
         if generation != self._generation:
             self._attached.close()
             self._present, self._generation, self._states = None, generation, {}
@@ -81,6 +83,9 @@ class Opponents:
             self._present = replace(self._present, share=factor)
         return self._present
 
+    def _draw(self, turn: int) -> Drawn:
+        return self._mixture.draw(turn, seed=derived_seed(self._seed, "mixture"))
+
     def _put_away(self) -> None:
         if self._present is not None:
             self._states[self._number] = self._present.stepper.state_dict()
@@ -90,7 +95,8 @@ class Opponents:
     def _attach(self, number: int, adaptation: Adaptation) -> Opponent:
         words = ("φ", self._generation, number) if number else ("φ", self._generation)
         phi = self._attached.enter_context(adaptation.attach(self._model, seed=derived_seed(self._seed, *words)))
-        descent = adaptation.descent(self._steps)
+        turns = range(self._generation, self._generation + self._turns)
+        descent = adaptation.descent(self._steps * sum(self._draw(turn).number == number for turn in turns))
         if self._lr is not None:
             descent = replace(descent, lr=self._lr)
         stepper = Stepper(phi.parameters(), descent, clip=adaptation.clip, shares=phi.shares())

@@ -1,10 +1,10 @@
 """What a measure of generated pictures is, and how pictures reach the model that judges them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,26 +34,33 @@ class Metric(Protocol[R]):
         """
 
 
+Filter = Literal["bilinear", "bicubic"]
+
+_FILTERS: Mapping[int, Filter] = {2: "bilinear", 3: "bicubic"}
+"""By PIL's numbers for them, which are what a file has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a judge wants its pictures: resized (bicubic, antialiased), then `(image - mean) / std` on [0, 1]."""
+    """How a judge wants its pictures: resized (antialiased), then `(image - mean) / std` on [0, 1]."""
 
     height: int
     width: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    crop: bool = False
-    """Resize the shorter side and cut the middle out, as CLIP does; otherwise the whole picture is squeezed."""
+    shorter: int | None = None
+    """Resize the shorter side to this and cut the middle out, as CLIP does; None: the whole picture is squeezed."""
+    filter: Filter = "bicubic"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Float32 [n, 3, height, width] from images [n, 3, h, w] in [0, 1]."""
         x = images.float()
-        if self.crop:
-            x = resized(x, *_covering(x.shape[-2], x.shape[-1], self.height, self.width))
+        if self.shorter is None:
+            x = resized(x, self.height, self.width, self.filter)
+        else:
+            x = resized(x, *_with_shorter(self.shorter, x.shape[-2], x.shape[-1]), self.filter)
             top, left = (x.shape[-2] - self.height) // 2, (x.shape[-1] - self.width) // 2
             x = x[..., top : top + self.height, left : left + self.width]
-        else:
-            x = resized(x, self.height, self.width)
         mean, std = x.new_tensor(self.mean).view(3, 1, 1), x.new_tensor(self.std).view(3, 1, 1)
         return (x - mean) / std
 
@@ -61,17 +68,43 @@ class Preprocessing:
     def from_file(cls, path: Path) -> "Preprocessing":
         """Reads a `preprocessor_config.json` of transformers; in old ones a size is one integer."""
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            crop = bool(config.get("do_center_crop", False))
-            height, width = _height_and_width(config["crop_size"] if crop else config["size"])
-            mean, std = (tuple(float(value) for value in config[key]) for key in ("image_mean", "image_std"))
+            return cls._from_config(json.loads(path.read_text(encoding="utf-8")), path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ImmunityError(
                 expected=f"an image preprocessing of transformers' form in {path}",
                 got=f"{type(error).__name__}: {error}",
                 remedy="the complete folder of the judge, with its preprocessor_config.json",
             ) from error
-        return cls(height=height, width=width, mean=_three(mean, path), std=_three(std, path), crop=crop)
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], path: Path) -> "Preprocessing":
+        height, width = _height_and_width(config["size"])
+        shorter = None
+        if config.get("do_center_crop", False):
+            shorter = min(height, width)
+            height, width = _height_and_width(config["crop_size"])
+        elif "crop_pct" in config and height < _NEVER_CROPPED:  # ConvNeXt's way to say the same
+            shorter = int(height / (config["crop_pct"] or 224 / 256))
+        normalised = config.get("do_normalize", True)
+        colours = (config["image_mean"], config["image_std"]) if normalised else ([0] * 3, [1] * 3)
+        mean, std = (_three(tuple(float(value) for value in each), path) for each in colours)
+        number, factor = config.get("resample", 3), config.get("rescale_factor", 1 / 255)
+        odd = {
+            f"resample={number}": number not in _FILTERS,
+            f"a crop of {height}×{width} from less": shorter is not None and max(height, width) > shorter,
+            f"rescale_factor={factor}": abs(factor * 255 - 1) > 1e-3,
+        }
+        if any(odd.values()):
+            raise ImmunityError(
+                expected="bilinear or bicubic resizing of pictures in [0, 1], and a crop within them",
+                got=f"{', '.join(what for what, is_so in odd.items() if is_so)} in {path}",
+                remedy="another judge",
+            )
+        return cls(height=height, width=width, mean=mean, std=std, shorter=shorter, filter=_FILTERS[number])
+
+
+_NEVER_CROPPED = 384
+"""From this size on, ConvNeXt squeezes pictures whatever its `crop_pct`."""
 
 
 def _three(values: tuple[float, ...], path: Path) -> tuple[float, float, float]:
@@ -92,20 +125,20 @@ def _height_and_width(size: Any) -> tuple[int, int]:
     return int(size["height"]), int(size["width"])
 
 
-def _covering(height: int, width: int, wanted_height: int, wanted_width: int) -> tuple[int, int]:
-    """The smallest size of the same shape that holds the wanted one; the longer side is rounded down, as CLIP does."""
-    scale = max(wanted_height / height, wanted_width / width)
-    return max(wanted_height, int(height * scale)), max(wanted_width, int(width * scale))
+def _with_shorter(wanted: int, height: int, width: int) -> tuple[int, int]:
+    """The size of the same shape whose shorter side is the wanted one; the longer is rounded down, as CLIP does."""
+    longer = int(wanted * max(height, width) / min(height, width))
+    return (wanted, longer) if height <= width else (longer, wanted)
 
 
-def resized(images: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing, as PIL does it: first across, then down, each pass clipped to [0, 1]."""
-    across = images if images.shape[-1] == width else _bicubic(images, images.shape[-2], width)
-    return across if across.shape[-2] == height else _bicubic(across, height, width)
+def resized(images: Tensor, height: int, width: int, how: Filter = "bicubic") -> Tensor:
+    """With antialiasing, as PIL does it: first across, then down, each pass clipped to [0, 1]."""
+    across = images if images.shape[-1] == width else _interpolated(images, images.shape[-2], width, how)
+    return across if across.shape[-2] == height else _interpolated(across, height, width, how)
 
 
-def _bicubic(images: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(images, size=(height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+def _interpolated(images: Tensor, height: int, width: int, how: Filter) -> Tensor:
+    return F.interpolate(images, size=(height, width), mode=how, antialias=True, align_corners=False).clamp(0, 1)
 
 
 def check_images(images: Tensor, role: str = "images") -> Tensor:

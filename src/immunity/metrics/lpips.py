@@ -38,7 +38,7 @@ class LpipsJudge:
             raise ImmunityError(
                 expected="the package lpips",
                 got=f"{type(error).__name__}: {error}",
-                remedy="pip install 'immunity[lpips]', with a torchvision that fits your torch",
+                remedy="pip install lpips, with a torchvision that fits your torch",
             ) from error
         weights = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
         if not weights.is_file():

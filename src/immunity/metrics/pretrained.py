@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from immunity.errors import ImmunityError
 from immunity.models.folders import quiet_libraries
+from immunity.models.trust import check_part
 
 T = TypeVar("T")
 
@@ -19,6 +20,7 @@ def find(source: str | Path, wanted: str) -> Path:
     folder = Path(source)
     if folder.is_dir():
         if (folder / "config.json").is_file():
+            loaded(wanted, folder, lambda: check_part(folder))
             return folder
         raise ImmunityError(
             expected=f"{wanted} in {folder}",

@@ -19,8 +19,8 @@ class Autoencoder:
                 remedy="a model with the family's usual autoencoder",
             )
         self._vae = vae
-        self._scale: float = vae.config.scaling_factor
-        self._shift: float = vae.config.get("shift_factor") or 0.0
+        self._scale = float(vae.config.scaling_factor)
+        self._shift = float(vae.config.get("shift_factor") or 0.0)
         self.pixels: int = 2 ** (len(vae.config.block_out_channels) - 1)
         """Height and width of a latent."""
 

@@ -190,6 +190,10 @@ class DiffusionModel(ABC):
             remedy="an adaptation without a new token, such as lora or dreambooth",
         )
 
+    def as_read(self, prompt: str) -> str:
+        """The prompt as the text encoders are given it."""
+        return prompt
+
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Differentiable with respect to the text encoder where that has been thawed.
@@ -270,36 +274,14 @@ class DiffusionModel(ABC):
         steps: int,
         stops: Sequence[int],
         guidance: float,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> list[PartialSample]:
         """Runs the model's own sampler of `steps` steps as far as the last of `stops`, and keeps the states at each.
 
         A stop k is the state after k steps; the answer is in the order of `stops`. `latents` is standard Gaussian
-        noise, `unconditional` as long as `conditioning` (used where `guidance` > 1). `generator` matters only for a
-        sampler that adds noise; without it such a sampler draws from seed 0.
+        noise, `unconditional` as long as `conditioning` (used where `guidance` > 1). `generator`, or one for each
+        picture, matters only for a sampler that adds noise; without it such a sampler draws from seed 0.
         """
-
-    def sample_partial(
-        self,
-        conditioning: Conditioning,
-        unconditional: Conditioning,
-        *,
-        latents: Tensor,
-        steps: int,
-        stop_at: int,
-        guidance: float,
-        generator: torch.Generator | None = None,
-    ) -> PartialSample:
-        """`sample_path` with one stop."""
-        return self.sample_path(
-            conditioning,
-            unconditional,
-            latents=latents,
-            steps=steps,
-            stops=[stop_at],
-            guidance=guidance,
-            generator=generator,
-        )[0]
 
     @abstractmethod
     def export(self, folder: str | Path, *, force: bool = False) -> None:

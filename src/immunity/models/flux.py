@@ -67,9 +67,9 @@ class FluxModel(PipelineModel):
     def _velocity(self, noisy: Tensor, times: Tensor, conditioning: Conditioning, guidance: float) -> Tensor:
         assert conditioning.pooled is not None
         _, _, height, width = noisy.shape
-        places = torch.zeros(height // 2, width // 2, 3)
-        places[..., 1] = torch.arange(height // 2)[:, None]
-        places[..., 2] = torch.arange(width // 2)[None, :]
+        places = torch.zeros(height // 2, width // 2, 3, device=self.device)
+        places[..., 1] = torch.arange(height // 2, device=self.device)[:, None]
+        places[..., 2] = torch.arange(width // 2, device=self.device)[None, :]
         tokens = conditioning.embeddings.shape[1]
         told = torch.full([len(noisy)], guidance, device=self.device) if self._distilled else None
         output: Tensor = self._denoiser(
@@ -79,7 +79,7 @@ class FluxModel(PipelineModel):
             pooled_projections=conditioning.pooled.to(self.dtype),
             encoder_hidden_states=conditioning.embeddings.to(self.dtype),
             txt_ids=torch.zeros(tokens, 3, device=self.device, dtype=self.dtype),
-            img_ids=places.flatten(0, 1).to(self.device, self.dtype),
+            img_ids=places.flatten(0, 1).to(self.dtype),
             return_dict=False,
         )[0]
         return _unpacked(output, height, width).to(noisy.dtype)

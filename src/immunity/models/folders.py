@@ -1,6 +1,7 @@
 """Reading the pipeline folders of diffusers: what is in them, and a clear word on what is wrong with them."""
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +11,23 @@ import torch
 from torch import nn
 
 from immunity.errors import ImmunityError
+from immunity.models.trust import check_part, scheduler_class
 
-UNREADABLE = (OSError, ValueError, KeyError, AttributeError, RuntimeError)
-"""What diffusers, transformers and safetensors raise on a damaged or incomplete folder."""
+UNREADABLE = (Exception,)
+"""What diffusers, transformers and safetensors raise on a damaged or incomplete folder: whatever a wrong setting leads
+to, up to a division by zero, and classes of their own."""
 
 _TYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
+_VARIANTS = {name: re.compile(rf"\.{name}[.-]") for name in ("fp16", "bf16")}
+"""How they show in names: `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`, `….index.fp16.json`."""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """model_index.json. Raises OSError or ValueError if there is none to read."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("brackets in brackets without end") from error
     if not isinstance(index, dict):
         raise ValueError("not a JSON object")
     return index
@@ -46,9 +54,10 @@ def pipeline_of(folder: Path, *, supported: Mapping[str, str]) -> str:
         raise ImmunityError(
             expected="a readable model_index.json", got=f"{folder} ({error})", remedy="downloading the folder again"
         ) from error
-    if (found := index.get("_class_name")) not in supported:
+    found = index.get("_class_name")
+    if not isinstance(found, str) or found not in supported:
         raise ImmunityError(expected=f"one of {', '.join(supported)}", got=f"{found} in {folder}", remedy=known)
-    return str(found)
+    return found
 
 
 def check_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[str]) -> list[str]:
@@ -93,30 +102,40 @@ def read_parts(
 
     `dtypes` says what a part will be used in. It is read in that where it is stored so, else in float32.
     """
-    with quiet_libraries():
+    with readable(folder), quiet_libraries():
         import diffusers
         import transformers
 
-        try:
-            present = check_parts(folder, parts, optional=optional)
-            scheduler = getattr(diffusers, read_index(folder)["scheduler"][1])
-            read = {"scheduler": scheduler.from_pretrained(folder / "scheduler", local_files_only=True)}
-            for part in present:
-                kind = getattr(transformers if part.startswith(("text", "token")) else diffusers, parts[part])
-                if part.startswith("tokenizer"):
-                    read[part] = kind.from_pretrained(folder / part, local_files_only=True)
-                else:
-                    read[part] = read_weights(kind, folder / part, dtype=dtypes(part))
-                if part.startswith("text_encoder"):
-                    # T5 has two modules with one table between them: one module, so that words are added in one place.
-                    read[part].set_input_embeddings(read[part].get_input_embeddings())
-        except UNREADABLE as error:
-            raise ImmunityError(
-                expected="a complete diffusers folder with safetensors weights",
-                got=f"{folder} ({str(error).strip() or type(error).__name__})",
-                remedy="downloading it again, or saving it with pipe.save_pretrained(folder)",
-            ) from error
+        present = check_parts(folder, parts, optional=optional)
+        scheduler = scheduler_class(read_index(folder).get("scheduler"))
+        check_part(folder / "scheduler")
+        read = {"scheduler": scheduler.from_pretrained(folder / "scheduler", local_files_only=True)}
+        for part in present:
+            check_part(folder / part)
+            kind = getattr(transformers if part.startswith(("text", "token")) else diffusers, parts[part])
+            if part.startswith("tokenizer"):
+                read[part] = kind.from_pretrained(folder / part, local_files_only=True)
+            else:
+                read[part] = read_weights(kind, folder / part, dtype=dtypes(part))
+            if part.startswith("text_encoder"):
+                # T5 has two modules with one table between them: one module, so that words are added in one place.
+                read[part].set_input_embeddings(read[part].get_input_embeddings())
     return read
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """What goes wrong in the block is the folder's fault, but for memory."""
+    try:
+        yield
+    except (ImmunityError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except UNREADABLE as error:
+        raise ImmunityError(
+            expected="a complete diffusers folder with safetensors weights",
+            got=f"{folder} ({str(error).strip() or type(error).__name__})",
+            remedy="downloading it again, or saving it with pipe.save_pretrained(folder)",
+        ) from error
 
 
 def read_weights(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -146,9 +165,10 @@ def read_weights(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32)
 
 
 def _variant(folder: Path) -> str | None:
-    """ "fp16" where a folder holds the half-precision files only."""
+    """ "fp16" or "bf16" where a folder holds such files only."""
     names = [file.name for file in folder.glob("*.safetensors*")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
+    found = (name for name, mark in _VARIANTS.items() if names and all(map(mark.search, names)))
+    return next(found, None)
 
 
 def _stored(folder: Path, variant: str | None) -> set[torch.dtype]:
@@ -158,7 +178,7 @@ def _stored(folder: Path, variant: str | None) -> set[torch.dtype]:
     found = set()
     try:
         for file in folder.glob("*.safetensors"):
-            if variant is None or f".{variant}." in file.name:
+            if variant is None or _VARIANTS[variant].search(file.name):
                 with safe_open(file, framework="pt") as tensors:
                     found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError:

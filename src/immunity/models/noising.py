@@ -11,6 +11,7 @@ from torch import Tensor
 from immunity.errors import ImmunityError
 
 PARAMETRIZATIONS = ("epsilon", "v_prediction")
+_BETAS = frozenset({"beta_schedule", "beta_start", "beta_end"})
 
 
 class Noising(ABC):
@@ -56,6 +57,13 @@ class Chain(Noising):
                 expected=f"a model that predicts {' or '.join(PARAMETRIZATIONS)}",
                 got=f"{self._parametrization!r} in the scheduler of {name}",
                 remedy="a model whose training was a chain of steps; flows are those of SD 3 and FLUX",
+            )
+        # DDPMScheduler would fill in betas of its own, on which this model was never trained.
+        if scheduler.config.get("trained_betas") is None and not _BETAS.issubset(scheduler.config):
+            raise ImmunityError(
+                expected="a scheduler that says the betas of the chain",
+                got=f"{type(scheduler).__name__} in {name}",
+                remedy="the scheduler folder that the model was published with",
             )
         # The sampler of the folder may keep time in sigmas (Euler, DPM++); training is always on the underlying chain.
         chain = DDPMScheduler.from_config(scheduler.config)

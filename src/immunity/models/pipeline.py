@@ -16,7 +16,7 @@ from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
 from immunity.models.autoencoder import Autoencoder
 from immunity.models.base import Conditioning, DiffusionModel, LatentDistribution, PartialSample, Progress, thawed
-from immunity.models.folders import quiet_libraries, read_index, read_parts
+from immunity.models.folders import quiet_libraries, read_index, read_parts, readable
 from immunity.models.groups import Group
 from immunity.models.noising import Noising
 from immunity.models.text import TextEncoder
@@ -87,7 +87,8 @@ class PipelineModel(DiffusionModel):
         parts = read_parts(folder, cls.parts, optional=cls.optional, dtypes=lambda part: dtypes.get(part, dtype))
         index = read_index(folder)
         settings = {key: value for key, value in index.items() if not (key.startswith("_") or isinstance(value, list))}
-        return cls(name=name, parts=parts, settings=settings, device=device, dtype=dtype, vae_dtype=vae_dtype)
+        with readable(folder):  # the settings of its parts too, which need not be numbers where they should
+            return cls(name=name, parts=parts, settings=settings, device=device, dtype=dtype, vae_dtype=vae_dtype)
 
     # What a family says of itself
 
@@ -159,8 +160,10 @@ class PipelineModel(DiffusionModel):
     def _text(self, end: str, *, layout: str, limit: int | None = None) -> TextEncoder:
         """The text encoder whose name, and whose tokenizer's, ends so; the limit is the tokenizer's own without one."""
         component, tokenizer = f"text_encoder{end}", self._parts[f"tokenizer{end}"]
-        cut = tokenizer.model_max_length if limit is None else limit
-        return TextEncoder(component, self._parts[component], tokenizer, cut, layout)
+        encoder = self._parts[component]
+        # Old folders do not say the tokenizer's own, which then is a number without end.
+        cut = min(tokenizer.model_max_length, encoder.config.max_position_embeddings) if limit is None else limit
+        return TextEncoder(component, encoder, tokenizer, cut, layout)
 
     def vocabularies(self) -> tuple[Vocabulary, ...]:
         return tuple(text.vocabulary for text in self._text_encoders())
@@ -283,7 +286,7 @@ class PipelineModel(DiffusionModel):
         steps: int,
         stops: Sequence[int],
         guidance: float,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> list[PartialSample]:
         if not stops or not all(0 <= stop < steps for stop in stops):
             raise ImmunityError(
@@ -326,9 +329,11 @@ class PipelineModel(DiffusionModel):
         with quiet_libraries():
             import diffusers
 
+            kind = getattr(diffusers, self.pipeline_class)  # which is what imports it
+
         absent = dict.fromkeys(self.optional - set(self._parts))
         parts = {**absent, **self._parts, "scheduler": self._fresh_scheduler()}
-        pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self._pipeline_settings())
+        pipeline = kind(**parts, **self._pipeline_settings())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -40,10 +40,13 @@ class PixartModel(PipelineModel):
     def _text_encoders(self) -> Sequence[TextEncoder]:
         return [self._text("", layout="t5", limit=T5_TOKENS)]
 
+    def as_read(self, prompt: str) -> str:
+        return prompt.lower().strip()
+
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         (text,) = self._text_encoders()
-        lower = [prompt.lower().strip() for prompt in prompts]
-        return Conditioning(text.last(lower, masked=True), mask=text.tokens(lower).attention_mask.to(self.device))
+        read = [self.as_read(prompt) for prompt in prompts]
+        return Conditioning(text.last(read, masked=True), mask=text.tokens(read).attention_mask.to(self.device))
 
     def predict(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         output: Tensor = self._denoiser(

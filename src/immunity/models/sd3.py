@@ -69,7 +69,7 @@ class Sd3Model(PipelineModel):
     def _clip_tokens(self) -> int:
         """Of both CLIP encoders: as many as the first one's tokenizer says, or the second's without a first."""
         tokenizer = self._parts.get("tokenizer") or self._parts.get("tokenizer_2")
-        return CLIP_TOKENS if tokenizer is None else tokenizer.model_max_length
+        return CLIP_TOKENS if tokenizer is None else min(CLIP_TOKENS, tokenizer.model_max_length)
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         n, width = len(prompts), self._denoiser.config.joint_attention_dim

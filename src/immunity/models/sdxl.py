@@ -50,9 +50,11 @@ class SdxlModel(UNetModel):
     def _added(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         assert conditioning.pooled is not None
         height, width = (side * self._autoencoder.pixels for side in noisy.shape[2:])
-        # Original size, corner of the crop, target size.
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype, device=self.device)
-        return {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": sizes.repeat(len(noisy), 1)}
+        # Original size, corner of the crop, target size. Written where they are needed: to copy them there would wait
+        # for all that the device has still to do.
+        sizes = torch.zeros(len(noisy), 6, dtype=self.dtype, device=self.device)
+        sizes[:, 0::4], sizes[:, 1::4] = height, width
+        return {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": sizes}
 
     def _pipeline_arguments(
         self, conditioning: Conditioning, unconditional: Conditioning | None, guidance: float

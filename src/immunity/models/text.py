@@ -17,7 +17,7 @@ class ClipFeatures(NamedTuple):
     hidden: Tensor
     """[n, tokens, width], of the layer before the last."""
     pooled: Tensor
-    """[n, width], the encoder's first output: projected, where it has a projection."""
+    """[n, width], of the whole prompt: projected, where the encoder has a projection."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +49,25 @@ class TextEncoder:
         return last
 
     def clip(self, prompts: Sequence[str]) -> ClipFeatures:
-        output = self.encoder(self.tokens(prompts).input_ids.to(self._device), output_hidden_states=True)
-        return ClipFeatures(output.hidden_states[-2], output[0])
+        ids = self.tokens(prompts).input_ids.to(self._device)
+        output = self.encoder(ids, output_hidden_states=True)
+        pooled = self._at_end(output.last_hidden_state, ids)
+        projection = getattr(self.encoder, "text_projection", None)  # CLIPTextModelWithProjection has one
+        return ClipFeatures(output.hidden_states[-2], pooled if projection is None else projection(pooled))
 
     def pooled(self, prompts: Sequence[str]) -> Tensor:
         """Of the whole prompt, without a projection [n, width]."""
-        pooled: Tensor = self.encoder(self.tokens(prompts).input_ids.to(self._device)).pooler_output
-        return pooled
+        ids = self.tokens(prompts).input_ids.to(self._device)
+        return self._at_end(self.encoder(ids).last_hidden_state, ids)
+
+    def _at_end(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """[n, width], at the token that ends each prompt.
+
+        The encoders' own pooling finds it by its number's being the largest, where their configuration is as CLIP's
+        was published; but the number of a new token is larger.
+        """
+        ends = (ids == self.tokenizer.eos_token_id).int().argmax(dim=-1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), ends]
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that are longer than the limit."""

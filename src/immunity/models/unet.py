@@ -44,7 +44,7 @@ class UNetModel(PipelineModel):
     def predict(self, noisy: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         output: Tensor = self._denoiser(
             noisy.to(self.dtype),
-            times,
+            times.to(self.device),
             encoder_hidden_states=conditioning.embeddings.to(self.dtype),
             added_cond_kwargs=self._added(noisy, conditioning),
             return_dict=False,

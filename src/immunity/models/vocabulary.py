@@ -73,6 +73,12 @@ class NewWord:
     """A token with vectors [n, width] for each text encoder: a word of the model inside `with`, time and again."""
 
     def __init__(self, model: "DiffusionModel", token: str, rows: Mapping[str, nn.Parameter]) -> None:
+        if (read := model.as_read(token)) != token:
+            raise ImmunityError(
+                expected=f"a token that {model.family} reads as it is written",
+                got=f"{token!r}, which becomes {read!r}",
+                remedy=repr(read),
+            )
         self._taught: list[_Taught] = []
         self._places: list[_Place] = []
         for vocabulary in model.vocabularies():

@@ -69,6 +69,7 @@ def test_an_attacker_can_have_pictures_that_nobody_else_saw(toy):
     assert "toy/dog face/firefox" not in panel.pictures("dog face", "defence", seed=0, alone=False).sources
     assert "firefox" in panel.origin("dog face", "attack")
     assert len(panel.pictures("dog face", "attack", seed=0, alone=True)) == 2
+    assert panel.origin("dog face", "attack", alone=True) == "the artists of the world toy"
 
 
 def test_references_are_the_artists_where_there_are_any(panel):

@@ -87,6 +87,7 @@ RAISED = {
     "few-seeds": {"plan": synthetic.plan(seeds=(0,))},
     "seed-spread": {"slowness": synthetic.SLOWNESS | {"imma": 30.5}, "noise": 0.2},
     "budget-undefined": {"change": rescored("control", lambda i, v: v + 1)},
+    "coarse-looks": {"change": rescored("control", lambda i, v: 1.0 if i else v)},
     "backfired": {"slowness": synthetic.SLOWNESS | {"imma": 12.0, "control": 60.0}},
     "no-effect": {"slowness": synthetic.SLOWNESS | {"imma": 30.0}},
     "baseline-as-good": {"slowness": STRONG | {"ascent": 2500.0}},
@@ -109,6 +110,59 @@ def test_a_study_in_progress_says_so(tmp_path):
     part = dataclasses.replace(records, finished=tuple(c for c in records.finished if (c.arm, c.seed) != ("imma", 2)))
     codes = {flag.code for flag in flags.check(compare(part, "church", "imma", draws=200))}
     assert codes == {"unfinished", "few-seeds"}
+
+
+def by_metric(change, *names):
+    """The change for some of the metrics alone."""
+
+    def changed(cell):
+        new = change(cell)
+        points = tuple(
+            dataclasses.replace(was, scores={**was.scores, **{name: now.scores[name] for name in names}})
+            for was, now in zip(cell.points, new.points, strict=True)
+        )
+        return dataclasses.replace(cell, points=points)
+
+    return changed
+
+
+SATURATED = rescored("control", lambda i, v: v + 1)
+"""At 80% of the base model's score from the start."""
+
+
+def test_a_metric_that_cannot_fail_does_not_save_an_attack_that_does(tmp_path):
+    slow = STRONG | {"control": 900.0}
+    change = by_metric(SATURATED, "clip", "dino")
+    flag = found(tmp_path, slowness=slow, change=change)["attack-failed"]
+    assert flag.severity == "invalid"
+    assert flag.by_metric.keys() == {"lpips", "accuracy"}
+    assert "attack-failed" not in found(tmp_path, slowness=STRONG, change=change)
+
+
+def test_where_no_metric_can_fail_nothing_tells_whether_the_attack_works(tmp_path):
+    assert found(tmp_path, change=by_metric(SATURATED, "clip"))["budget-undefined"].severity == "note"
+    codes = found(tmp_path, change=SATURATED)
+    assert "attack-failed" not in codes
+    assert codes["budget-undefined"].severity == "caution"
+    assert "no other tells whether the attack works" in codes["budget-undefined"].message
+
+
+def test_a_concept_that_is_back_by_the_first_look_is_not_timed_between(tmp_path):
+    both = found(tmp_path, slowness=synthetic.SLOWNESS, change=rescored("imma", lambda i, v: 1.0 if i else v))
+    assert "by the first look at the attack, after 15 steps" in both["coarse-looks"].message
+    assert "after at most 15 steps (CLIP similarity)" in both["overcome"].message
+    assert "coarse-looks" not in found(tmp_path, slowness=synthetic.SLOWNESS)
+
+
+def test_where_there_is_no_effect_nothing_fades(tmp_path):
+    """The largest gap of several is above zero by chance; what is left of it at the end says nothing."""
+    for first in range(0, 30, 3):
+        plan = synthetic.plan(seeds=(first, first + 1, first + 2), benign=())
+        records = synthetic.study(tmp_path, plan, slowness=synthetic.SLOWNESS | {"imma": 30.0}, noise=0.1)
+        of = compare(records, "church", "imma", draws=200)
+        clear = {name for name, each in of.summaries.items() if each.sgr_mean.interval().low > 0}
+        faded = [flag for flag in flags.check(of) if flag.code == "fading"]
+        assert all(flag.by_metric.keys() <= clear for flag in faded)
 
 
 def test_a_loss_that_is_not_finite_is_a_diverged_attack(tmp_path):

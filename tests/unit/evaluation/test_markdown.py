@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -39,6 +40,31 @@ def test_the_figures_are_the_comparisons(records):
     for baseline in records.plan.with_role("baseline"):
         assert baseline.title in rows(text)
     assert "nan" not in text.lower()
+
+
+def test_budgets_name_their_metric_once_or_in_each_row(tmp_path):
+    made = synthetic.study(tmp_path, synthetic.plan(concepts=("church", "castle")))
+    column = "steps × by CLIP similarity"
+    assert f"| {column} |" in tables(made, draws=50)
+
+    def saturated(cell):
+        if cell.concept != "church":
+            return cell
+        first = dataclasses.replace(cell.points[0], scores=cell.points[0].scores | {"clip": (1.0,) * 8})
+        return dataclasses.replace(cell, points=(first, *cell.points[1:]))
+
+    changed = dataclasses.replace(made, finished=tuple(map(saturated, made.finished)))
+    text = tables(changed, draws=50)
+    assert column not in text
+    assert rows(text)["church"][7].endswith("× by DINO similarity")
+    assert rows(text)["castle"][7].endswith("× by CLIP similarity")
+
+
+def test_a_study_says_where_it_is_from_and_in_which_numbers_it_was_made(tmp_path):
+    settings = synthetic.plan().settings | {"dtype": "bfloat16"}
+    text = tables(synthetic.study(tmp_path, synthetic.plan(settings=settings)), source="`studies/some.py`", draws=50)
+    assert "\n\nStudy: `studies/some.py`. Attack: `Lora(" in text
+    assert "Model `made-up model` (abababababab), in bfloat16." in text
 
 
 def test_every_row_is_as_long_as_its_head(records):

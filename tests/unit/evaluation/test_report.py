@@ -10,7 +10,7 @@ from immunity.evaluation import charts, report
 from immunity.evaluation.charts import Series
 from immunity.evaluation.comparison import compare
 from immunity.evaluation.flags import check
-from immunity.evaluation.verdict import grade
+from immunity.evaluation.verdict import grade, judge
 
 from tests import synthetic
 
@@ -167,6 +167,152 @@ def test_several_concepts_have_an_overview(tmp_path):
     text = Page(report.render(records, draws=50)).text
     assert "Relearning is clearly slower for 2 of 2 concepts" in text
     assert "Mean (MSGR)" in text
+
+
+def rescored(records, change):
+    """`change` gets a cell, the number of its point, a metric's name and the scores."""
+    cells = tuple(
+        dataclasses.replace(
+            cell,
+            points=tuple(
+                dataclasses.replace(
+                    p, scores={name: change(cell, i, name, values) for name, values in p.scores.items()}
+                )
+                for i, p in enumerate(cell.points)
+            ),
+        )
+        for cell in records.finished
+    )
+    return dataclasses.replace(records, finished=cells)
+
+
+def nothing(*metrics, concepts=("church", "castle")):
+    """A control that scores nothing by these metrics after the first look."""
+
+    def change(cell, i, name, values):
+        zero = cell.arm == "control" and i == 1 and name in metrics and cell.concept in concepts
+        return (0.0,) * len(values) if zero else values
+
+    return change
+
+
+@pytest.mark.parametrize("concepts", [("church",), ("church", "castle")])
+@pytest.mark.parametrize("metrics", [("accuracy",), ("clip", "dino", "lpips", "accuracy")])
+def test_a_control_that_scores_nothing_leaves_a_dash(tmp_path, concepts, metrics):
+    records = rescored(synthetic.study(tmp_path, synthetic.plan(concepts=concepts)), nothing(*metrics))
+    page = Page(report.render(records, draws=50))
+    told = page.text + " ".join(str(value) for _, attributes in page.elements for value in attributes.values())
+    assert not re.search(r"\b(nan|inf)\b", told)
+    assert "—" in page.text
+    if "clip" in metrics:
+        assert "Similarity gap — CLIP similarity, mean over the attack" in page.text
+        several = len(concepts) > 1
+        assert ("(MSGR, CLIP similarity): —." if several else "CLIP similarity has no gap") in page.text
+
+
+def saturated(*metrics, concept="church"):
+    """The erased model of one concept is where the base model is before the attack."""
+
+    def change(cell, i, name, values):
+        return (1.0,) * len(values) if i == 0 and name in metrics and cell.concept == concept else values
+
+    return change
+
+
+def test_the_gap_is_a_similaritys_also_where_only_another_metric_tells_the_budget(tmp_path):
+    similarities = ("clip", "dino", "lpips")
+    records = rescored(synthetic.study(tmp_path), saturated(*similarities))
+    text = Page(report.render(records, draws=50)).text
+    of = compare(records, "church", "imma", draws=50)
+    assert f"Similarity gap {report.percent(of.summaries['clip'].sgr_mean.value)}" in text
+    assert f"Attack budget {report.budget(of.summaries['accuracy'])[0]}" in text
+    assert "÷ without defence, by Classifier accuracy" in text
+    assert "By Classifier accuracy, the concept reaches" in text
+    assert "Averaged over the attack, CLIP similarity is" in text
+    none = Page(report.render(rescored(records, saturated(*similarities, "accuracy")), draws=50)).text
+    assert "Attack budget — no measure tells" in none
+    assert "no other tells whether the attack works" in none
+
+
+def test_budgets_by_different_metrics_are_named_where_they_stand(tmp_path):
+    plan = synthetic.plan(concepts=("church", "castle"))
+    whole = synthetic.study(tmp_path, plan)
+    assert "Attack budget, CLIP similarity" in Page(report.render(whole, draws=50)).text
+    text = Page(report.render(rescored(whole, saturated("clip")), draws=50)).text
+    assert "Attack budget, CLIP similarity" not in text
+    church, castle = (compare(rescored(whole, saturated("clip")), name, "imma", draws=50) for name in plan.concepts)
+    for of, metric, title in ((church, "dino", "DINO similarity"), (castle, "clip", "CLIP similarity")):
+        shown, ends = report.budget(of.summaries[metric])
+        assert re.search(rf"{re.escape(shown)}[ \d]* {re.escape(ends)} by {title}", text)
+
+
+def test_only_what_holds_is_counted_as_not_brought_back(tmp_path):
+    plan = synthetic.plan(concepts=("church", "castle"))
+    records = synthetic.study(tmp_path, plan, slowness=synthetic.SLOWNESS | {"imma": 3000.0})
+    assert "Not brought back 2 of 2 concepts, by any measure" in Page(report.render(records, draws=50)).text
+
+    def failing(cell, i, name, values):  # the attack on one of them, with a defence and without
+        return tuple(value / 2 for value in values) if cell.concept == "castle" and cell.arm != "base" else values
+
+    text = Page(report.render(rescored(records, failing), draws=50)).text
+    assert "attack-failed" in text
+    assert "Not brought back 1 of 2" in text
+
+
+def test_a_hyphen_in_a_name_is_no_minus(tmp_path):
+    plan = synthetic.plan(
+        concepts=("t-shirt", "x-ray"),
+        metrics=tuple(dataclasses.replace(each, label=f"zero-shot {each.name}") for each in synthetic.METRICS),
+    )
+    records = synthetic.study(tmp_path, plan, slowness=synthetic.SLOWNESS | {"imma": 30.0})
+    text = Page(report.render(records, draws=50)).text
+    assert "Not shown for: t-shirt, x-ray." in text
+    assert re.search(r"Averaged over the attack, zero-shot clip is −[\d.]+% lower .* \(95% interval −", text)
+    assert not re.search(r"[a-z]−[a-z]", text)
+
+
+def test_a_picture_grid_says_what_each_model_was_asked(records):
+    same = Page(report.render(records, draws=50)).text
+    assert "“image of a church”, seed 0, from every model." in same
+
+    def by_their_word(cell):
+        if cell.arm in ("base", "erased"):
+            return cell
+        return dataclasses.replace(cell, prompts=("image of a sks",) * len(cell.prompts))
+
+    changed = dataclasses.replace(records, finished=tuple(map(by_their_word, records.finished)))
+    text = Page(report.render(changed, draws=50)).text
+    first, others = "“image of a church” from the base and erased model", "“image of a sks”, in the attacker’s words"
+    assert f"{first}, {others}, from those that are attacked; seed 0." in text
+    assert "from every model" not in text
+
+
+def test_the_peak_says_which_step_its_interval_is_of(records, page):
+    found = compare(records, "church", "imma", draws=100).summaries["clip"]
+    assert found.peak_step in synthetic.STEPS
+    told = f"step {found.peak_step:.0f}: {report.spread(found.sgr_peak.interval())}"
+    assert told in page.text
+
+
+def test_a_verdict_says_no_more_of_the_steps_than_is_known(tmp_path):
+    made = synthetic.study(tmp_path)
+
+    def early(*arms):
+        """These are back by the first look."""
+
+        def back(cell, i, name, values):
+            return (1.0,) * len(values) if i and cell.arm in arms else values
+
+        return compare(rescored(made, back), "church", "imma", draws=100)
+
+    of = early("control")
+    assert grade(of, ()) == "slows"
+    found = of.summaries["clip"]
+    told = judge(of, ())
+    assert report.budget(found) == (f"≥{found.defended_steps / 15:.1f}×", "")
+    assert f"takes at least {found.at_least:.1f} times as many attack steps, but it comes back." in told.headline
+    assert "after at most 15 steps of the attack without a defence" in told.text
+    assert report.budget(early("control", "imma").summaries["clip"]) == ("—", "")
 
 
 def test_the_file_is_written_whole_and_not_over_another(records, tmp_path):

@@ -246,6 +246,7 @@ def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_pa
         ({"attack": Lora(steps=0), "at": ()}, "steps of at least 1"),
         ({"pictures": 0}, "pictures of at least 1"),
         ({"against": {"nobody": Lora()}}, "got nobody"),
+        ({"bench": "emoji"}, r"a bench.*; got 'emoji'; try WorldBench\(world=\"emoji\"\)"),
     ],
 )
 def test_studies_that_make_no_sense(toy, changes, message):

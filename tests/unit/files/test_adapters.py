@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from immunity import Delta, ImmunityError
+from immunity import Delta, ImmunityError, Provenance
 from immunity.files import Adapter, read
 
 from tests.stub_unet import Stub, stub
@@ -73,6 +73,11 @@ def pair(rank: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
             "diffusers",
             f"base_model.model.{TO_K}.lora_A.default.weight",
             f"base_model.model.{TO_K}.lora_B.default.weight",
+        ),
+        (
+            "old diffusers",
+            f"unet.{BLOCK}.processor.to_k.lora_linear_layer.down.weight",
+            f"unet.{BLOCK}.processor.to_k.lora_linear_layer.up.weight",
         ),
         ("old diffusers", f"unet.{TO_K}.lora.down.weight", f"unet.{TO_K}.lora.up.weight"),
         (
@@ -144,6 +149,14 @@ def test_dora_by_outputs_and_by_inputs(merged, model):
     peft = {f"unet.{TO_K}.lora_{end}.weight": value for end, value in (("A", a), ("B", b))}
     found = merged({**peft, f"unet.{TO_K}.lora_magnitude_vector": magnitude})
     assert close(found[f"unet.{TO_K}.weight"], magnitude[:, None] * whole / whole.norm(dim=1, keepdim=True) - weight)
+
+
+def test_old_diffusers_with_alpha_in_a_text_encoder(merged):
+    down, up = noise(2, 12), noise(24, 2)
+    name = "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer"
+    found = merged({f"{name}.down.weight": down, f"{name}.up.weight": up, f"{name}.alpha": torch.tensor(6)})
+    assert merged.adapter.layout == "old diffusers"
+    assert close(found["text_encoder.encoder.layers.0.mlp.fc1.weight"], 3 * up @ down)
 
 
 def hada(name: str, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -227,6 +240,20 @@ def test_the_settings_of_peft_give_the_scale(model, merged, tmp_path):
     assert close(found[f"unet.{TO_K}.weight"], 0.5 * b @ a), "diffusers writes them into the header"
 
 
+def test_a_folder_of_peft_with_a_pickle(model, tmp_path):
+    a, b = pair()
+    torch.save(
+        {f"base_model.model.{TO_K}.lora_A.weight": a, f"base_model.model.{TO_K}.lora_B.weight": b},
+        tmp_path / "adapter_model.bin",
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 3}))
+    for path in (tmp_path, tmp_path / "adapter_model.bin"):
+        adapter = read(path)
+        assert adapter.layout == "PEFT"
+        value = adapter.on(model).tensors[f"unet.{TO_K}.weight"]
+        assert close(value - model.theta[f"unet.{TO_K}.weight"].detach(), 1.5 * b @ a)
+
+
 def test_a_lokr_of_peft_is_scaled_even_if_it_is_whole(model, tmp_path):
     w1, w2 = noise(4, 3), noise(4, 4)
     save_file(
@@ -255,10 +282,40 @@ def test_the_delta_of_an_adapter_is_reverted_exactly_and_knows_its_parents(model
     before = model.theta[f"unet.{TO_K}.weight"].detach().clone()
     with first.applied(model):
         second = merged.adapter.on(model)
-        assert second.provenance.parents == (first.hash,)
+        assert second.provenance.parents == first.lineage == (merged.adapter.sha256,)
         assert close(second.tensors[f"unet.{TO_K}.weight"] - before, 2 * b @ a), "of the model as it stands"
     assert torch.equal(model.theta[f"unet.{TO_K}.weight"], before)
     assert isinstance(first, Delta)
+
+
+def test_what_is_made_upon_an_adapter_is_so_in_every_type(model, merged, tmp_path):
+    a, b = pair()
+    merged({f"unet.{TO_K}.lora_A.weight": a, f"unet.{TO_K}.lora_B.weight": b})
+    short = stub()
+    for value in short.theta.values():
+        value.data = value.data.bfloat16()
+    long = merged.adapter.on(model)
+    with long.applied(model):
+        upon = Delta.capture(model.theta, Provenance.upon(model, method="T", config={}))
+    of_short = merged.adapter.on(short)
+    assert of_short.hash != long.hash
+    for first in (of_short, long):  # and what the adapter makes of a model may be kept as a delta
+        first.save(tmp_path / "first.safetensors", force=True)
+        with Delta.load(tmp_path / "first.safetensors").applied(short), upon.applied(short):
+            assert len(short.parents) == 2
+
+
+def test_an_adapter_with_other_settings_is_another(tmp_path):
+    a, b = pair()
+    lora = {f"base_model.model.{TO_K}.lora_A.weight": a, f"base_model.model.{TO_K}.lora_B.weight": b}
+    save_file(lora, tmp_path / "adapter_model.safetensors")
+    alone = read(tmp_path / "adapter_model.safetensors")
+    found = [alone.identity]
+    for settings in ({"lora_alpha": 3}, {"lora_alpha": 4}, {"lora_alpha": 4, "inference_mode": True}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, **settings}))
+        found.append(read(tmp_path).identity)
+    assert alone.identity == alone.sha256
+    assert len(set(found)) == 3, "what says nothing of the scale makes no other adapter"
 
 
 @pytest.mark.parametrize("style", ["kohya", "dotted"])
@@ -301,7 +358,23 @@ def test_layers_that_flux_has_as_one_are_split(merged, style):
                 f"{kohya(TO_K)}.lora_down.weight": noise(2, 12).to(torch.int8),
                 f"{kohya(TO_K)}.lora_up.weight": noise(16, 2),
             },
-            "whole numbers",
+            "int8 .2, 12. as down for",
+        ),
+        ({f"{BLOCK}.to_k.boft_R": noise(2, 2), f"{BLOCK}.to_k.boft_s": noise(2, 2)}, "BOFT, which is not supported"),
+        (
+            {f"text_model.embeddings.token_embedding.lora_embedding_{end}": noise(2, 2) for end in "AB"},
+            "a LoRA of an embedding, which is not supported",
+        ),
+        ({f"{BLOCK}.to_k.a1.weight": noise(2), f"{BLOCK}.to_k.b1.weight": noise(2)}, "GLoRA, which is not supported"),
+        ({"base_model.vera_A": noise(2), f"base_model.model.{TO_K}.vera_lambda_b": noise(2)}, "VeRA, which is not"),
+        ({f"base_model.model.{TO_K}.ia3_l": noise(2, 1)}, r"\(IA\)³, which is not supported"),
+        ({f"{kohya(TO_K)}.weight": noise(2), f"{kohya(TO_K)}.on_input": noise(1)}, r"\(IA\)³, which is not supported"),
+        (
+            {
+                f"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_{end}.weight": value
+                for end, value in (("down", noise(2, 12)), ("up", noise(48, 2)))
+            },
+            "joint_blocks.*which are not read",
         ),
     ],
 )
@@ -309,6 +382,72 @@ def test_adapters_that_cannot_be(model, tmp_path, tensors, message):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(ImmunityError, match=message):
         read(tmp_path / "a.safetensors").on(model)
+
+
+LORA = {f"{kohya(TO_K)}.lora_down.weight": noise(2, 12), f"{kohya(TO_K)}.lora_up.weight": noise(16, 2)}
+LOHA = hada(kohya(TO_K), w1_a=noise(16, 2), w1_b=noise(2, 12), w2_a=noise(16, 2), w2_b=noise(2, 12))
+LOKR = {f"{kohya(TO_K)}.lokr_w1": noise(4, 3), f"{kohya(TO_K)}.lokr_w2": noise(4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("whole", "role", "value", "message"),
+    [
+        *(
+            (LORA, "alpha", value, "no number, as alpha")
+            for value in (
+                torch.tensor(1j),
+                torch.tensor(torch.inf),
+                torch.tensor(torch.nan).to(torch.float8_e4m3fn),
+                torch.zeros(0),
+                torch.zeros(3),
+            )
+        ),
+        *(
+            (LORA, role, value, f" as {what} for")
+            for role, what in (("lora_down.weight", "down"), ("diff_b", "a bias"), ("dora_scale", "dora_scale"))
+            for value in (
+                torch.tensor(1.0),
+                torch.zeros(16, dtype=torch.int64),
+                torch.zeros(16, dtype=torch.complex64),
+                torch.zeros(0, 12),
+            )
+        ),
+        (LOHA, "hada_w1_a", noise(16, 2, 1), "-1 × -1"),
+        (LOKR, "lokr_w1", noise(4), "-1 × -1"),
+        (LOKR, "lokr_w2", noise(4), "-1 × -1"),
+    ],
+)
+def test_tensors_that_cannot_be(model, tmp_path, whole, role, value, message):
+    save_file({**whole, f"{next(iter(whole)).split('.')[0]}.{role}": value}, tmp_path / "a.safetensors")
+    with pytest.raises(ImmunityError, match=message):
+        read(tmp_path / "a.safetensors").on(model)
+
+
+def test_cores_that_do_not_fit(model, tmp_path):
+    core, a, b = noise(2, 2, 3, 3), noise(2, 16), noise(2, 8)
+    whole = {"t1": core, "w1_a": a, "w1_b": b, "t2": core + 0, "w2_a": a + 0, "w2_b": b + 0}
+    first_only = {"w2_a": noise(16, 2), "w2_b": noise(2, 72)}
+    for change, lacks in (({"w1_b": noise(2, 8, 1)}, ()), ({"t2": noise(2, 2, 9)}, ()), (first_only, ("t2",))):
+        tensors = {role: value for role, value in (whole | change).items() if role not in lacks}
+        save_file(hada(kohya(CONV), **tensors), tmp_path / "a.safetensors")
+        with pytest.raises(ImmunityError, match="-1 × -1"):
+            read(tmp_path / "a.safetensors").on(model)
+
+
+def test_floats_of_eight_bits(merged):
+    eight = {name: (value * 4).to(torch.float8_e4m3fn) for name, value in LORA.items()}
+    down, up = (value.float() for value in eight.values())
+    bias, alpha = noise(16).to(torch.float8_e4m3fn), torch.tensor(4.0).to(torch.float8_e4m3fn)
+    found = merged({**eight, f"{kohya(TO_K)}.alpha": alpha, f"{kohya(TO_OUT)}.diff_b": bias})
+    assert close(found[f"unet.{TO_K}.weight"], 2 * up @ down)
+    assert close(found[f"unet.{TO_OUT}.bias"], bias.float())
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"r": 2, "lora_alpha": 1' + "0" * 400 + "}", "[1]"])
+def test_headers_that_cannot_be(tmp_path, text):
+    save_file(LORA, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": text})
+    with pytest.raises(ImmunityError, match="settings that cannot be read"):
+        read(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from immunity import ImmunityError, load
 from immunity.files.describing import describe
 
+from tests.network import network_error
 from tests.originals import original
 
 
@@ -27,7 +28,7 @@ def sdxl(tiny_folders, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2v", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sd2v", "sdxl"])
 def test_a_model_in_one_file_is_the_model_of_its_folder(tiny_folders, sdxl, family, tmp_path):
     folder = sdxl if family == "sdxl" else tiny_folders[family]
     tensors = original(folder, family)
@@ -41,16 +42,24 @@ def test_a_model_in_one_file_is_the_model_of_its_folder(tiny_folders, sdxl, fami
     assert model.name == file.name
     assert model.base_hash == load(folder).base_hash
     shown = describe(file).rows
-    expected = {"sd1": "1.x", "sd2v": "2.x", "sdxl": "XL"}[family]
+    expected = {"sd1": "1.x", "sd2": "2.x", "sd2v": "2.x", "sdxl": "XL"}[family]
     assert shown["model"] == f"a whole model in one file, Stable Diffusion {expected}"
+    if family in ("sd2", "sd2v"):
+        kind = "v_prediction" if family == "sd2v" else "epsilon"
+        assert model._scheduler.config.prediction_type == kind
+        with pytest.raises(ImmunityError, match=r"predicts noise or v; got no --config.*2-1-base if.*2-1 if"):
+            load(file)
     if family == "sd2v":
-        assert model._scheduler.config.prediction_type == "v_prediction"
         without_text = {name: value for name, value in tensors.items() if "resblocks.1" not in name}
         save_file(without_text, tmp_path / "part.safetensors")
         with pytest.raises(ImmunityError, match=r"a whole Stable Diffusion 2\.x"):
             load(tmp_path / "part.safetensors", config=folder)
         with pytest.raises(ImmunityError, match="StableDiffusionXLPipeline in"):
             load(file, config=sdxl)
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise network_error("ProxyError")
 
 
 def test_settings_that_are_not_to_be_had(tiny_folders, tmp_path, monkeypatch):
@@ -62,10 +71,18 @@ def test_settings_that_are_not_to_be_had(tiny_folders, tmp_path, monkeypatch):
         load(file)
     with pytest.raises(ImmunityError, match="nobody/nothing, not to be had"):
         load(file, config="nobody/nothing")
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.snapshot_download", unreachable)
+        with pytest.raises(ImmunityError, match="nobody/nothing, not to be had"):
+            load(file, config="nobody/nothing")
     with pytest.raises(ImmunityError, match="a folder that exists"):
         load(file, config="nothing")
     with pytest.raises(ImmunityError, match=r"one with model_index\.json"):
         load(file, config=tmp_path)
+    (tmp_path / "model_index.json").write_text("[" * 10**5)
+    with pytest.raises(ImmunityError, match=r"one with model_index\.json"):
+        load(file, config=tmp_path)
+    (tmp_path / "model_index.json").unlink()
     with pytest.raises(ImmunityError, match="leaving the settings"):
         load(tiny_folders["sd1"], config=tmp_path)
     save_file({"model.diffusion_model.x.weight": torch.zeros(1)}, file)

@@ -5,7 +5,7 @@ import pytest
 from immunity import ImmunityError
 from immunity.files.layers import Layers, component_of, family_of, kind_of
 
-from tests.stub_unet import stub
+from tests.stub_unet import Stub, stub
 
 KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 TO_K = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -43,6 +43,18 @@ def test_names_that_two_layers_could_mean_are_none():
     assert layers.find("encoder.layers.0.self_attn.q_proj") is None
     assert layers.find("text_encoder_2.encoder.layers.0.self_attn.q_proj").parts[0].startswith("text_encoder_2.")
     assert layers.find("lora_te2_text_model_encoder_layers_0_self_attn_q_proj").parts[0].startswith("text_encoder_2.")
+
+
+def test_flux_has_t5_as_its_second_encoder_and_kohyas_trainer_as_its_third():
+    t5, clip = "encoder.block.0.layer.0.SelfAttention.q", "encoder.layers.0.self_attn.q_proj"
+    flux = Layers.of(Stub({f"text_encoder.{clip}.weight": (4, 4), f"text_encoder_2.{t5}.weight": (4, 4)}))
+    for number in "23":  # some have it as the second, too
+        assert flux.find(f"lora_te{number}_{t5.replace('.', '_')}").parts == (f"text_encoder_2.{t5}",)
+    assert flux.kohya(f"text_encoder_2.{t5}") == f"lora_te3_{t5.replace('.', '_')}"
+    assert flux.diffusers(f"text_encoder_2.{t5}") == f"text_encoder_2.{t5}"
+    sd3 = Layers.of(Stub({f"text_encoder_2.{clip}.weight": (4, 4), f"text_encoder_3.{t5}.weight": (4, 4)}))
+    assert sd3.find(f"lora_te3_{t5.replace('.', '_')}").parts == (f"text_encoder_3.{t5}",)
+    assert sd3.find(f"lora_te2_{t5.replace('.', '_')}") is None
 
 
 def test_what_kohya_calls_a_layer():

@@ -115,6 +115,8 @@ def test_linear_layers_and_convolutions_of_one_pixel_are_one(model, tmp_path):
         ({f"{BLOCK}.to_k.weight": torch.zeros(9, 12)}, "none of this size"),
         ({f"{BLOCK}.to_k.bias": torch.zeros(16)}, "none of this size"),
         ({f"{BLOCK}.to_k.weight": torch.full((16, 12), torch.nan)}, "finite numbers"),
+        ({f"{BLOCK}.to_k.weight": torch.tensor(1.0)}, r"finite numbers.*float32 \[\]"),
+        ({f"{BLOCK}.to_k.weight": torch.zeros(16, 12, dtype=torch.int8)}, r"finite numbers.*int8 \[16, 12\]"),
         ({"down_blocks.7.attn2.to_k.weight": torch.zeros(1)}, "1 of 1 that it does not have"),
     ],
 )
@@ -122,6 +124,31 @@ def test_weights_that_do_not_fit(model, tmp_path, tensors, message):
     torch.save(tensors, tmp_path / "esd.pt")
     with pytest.raises(ImmunityError, match=message):
         read(tmp_path / "esd.pt").on(model)
+
+
+def test_weights_of_eight_bits(model, tmp_path):
+    name = f"{BLOCK}.to_k.weight"
+    value = torch.ones(16, 12).to(torch.float8_e4m3fn)
+    save_file({name: value}, tmp_path / "esd.safetensors")
+    with read(tmp_path / "esd.safetensors").on(model).applied(model):
+        assert torch.equal(model.theta[f"unet.{name}"], value.float())
+    for other in (torch.full((16, 12), torch.nan).to(torch.float8_e4m3fn), torch.zeros(16, 12, dtype=torch.complex64)):
+        save_file({name: other}, tmp_path / "other.safetensors")
+        with pytest.raises(ImmunityError, match="finite numbers"):
+            read(tmp_path / "other.safetensors").on(model)
+
+
+def test_what_is_made_upon_weights_is_so_in_every_type(model, changed, tmp_path):
+    first = next(iter(changed))
+    # So near to the model's own value that only float32 tells them apart.
+    changed[first] = model.theta[f"unet.{first}"].detach().bfloat16().float()
+    torch.save(changed, tmp_path / "esd.pt")
+    weights, short = read(tmp_path / "esd.pt"), stub()
+    for value in short.theta.values():
+        value.data = value.data.bfloat16()
+    long, rounded = weights.on(model), weights.on(short)
+    assert len(rounded.tensors) < len(long.tensors)
+    assert rounded.lineage == long.lineage == (weights.file.digest(),)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +169,12 @@ def test_what_is_no_change_says_what_it_seems_to_be(tmp_path, tensors, what):
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ImmunityError, match=what):
         read(tmp_path / "x.safetensors")
+
+
+def test_quantised_weights_are_refused_by_name(tmp_path):
+    (tmp_path / "flux.gguf").write_bytes(b"GGUF" + bytes((3, 0, 0, 0)) + bytes(100))
+    with pytest.raises(ImmunityError, match="a GGUF file"):
+        read(tmp_path / "flux.gguf")
 
 
 # Learned tokens
@@ -192,6 +225,32 @@ def test_tokens_of_two_text_encoders(tmp_path):
     learned = read(tmp_path / "church.safetensors").learned(BOTH)
     assert learned.token == "<church>"
     assert {name: value.shape[1] for name, value in learned.rows.items()} == {"text_encoder": 12, "text_encoder_2": 20}
+
+
+def test_tokens_of_three_text_encoders(tmp_path):
+    widths = {"clip_l": 12, "clip_g": 20, "t5": 16}
+    save_file({name: torch.ones(2, width) for name, width in widths.items()}, tmp_path / "church.safetensors")
+    three = model_with(*(zip(("text_encoder", "text_encoder_2", "text_encoder_3"), widths, strict=True)))
+    two = model_with(("text_encoder", "clip_l"), ("text_encoder_2", "t5"))  # as in FLUX
+    embedding = read(tmp_path / "church.safetensors")
+    assert {name: rows.shape[1] for name, rows in embedding.learned(three).rows.items()} == {
+        "text_encoder": 12,
+        "text_encoder_2": 20,
+        "text_encoder_3": 16,
+    }
+    assert {name: rows.shape[1] for name, rows in embedding.learned(two).rows.items()} == {
+        "text_encoder": 12,
+        "text_encoder_2": 16,
+    }
+
+
+def test_tokens_of_eight_bits(tmp_path):
+    vectors = torch.ones(2, 12).to(torch.float8_e4m3fn)
+    save_file({"<church>": vectors}, tmp_path / "t.safetensors")
+    assert len(read(tmp_path / "t.safetensors").learned(ONE).rows["text_encoder"]) == 2
+    save_file({"<church>": (vectors.float() * torch.nan).to(torch.float8_e4m3fn)}, tmp_path / "t.safetensors")
+    with pytest.raises(ImmunityError, match="one learned token"):
+        read(tmp_path / "t.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from immunity.files.card import Measured, model_card
 from immunity.files.hub import push
 from immunity.files.lora import write_lora
 
+from tests.network import network_error
 from tests.stub_unet import stub
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
@@ -62,6 +63,19 @@ def test_a_lora_does_the_same_in_every_layout(lora, tmp_path, encoders, sizes):
             assert f"lora_te{encoders - 1 or ''}_text_model_encoder_layers_0_self_attn_q_proj.alpha" in names
     with pytest.raises(ImmunityError, match="does not exist yet"):
         write_lora(lora, model, file, layout="kohya")
+
+
+def test_floats_of_eight_bits_become_longer(tmp_path):
+    tensors = {f"{TO_K}.lora_A.weight": noise(2, 12), f"{TO_K}.lora_B.weight": noise(16, 2)}
+    settings = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 3})}
+    eight = {name: value.to(torch.float8_e4m3fn) for name, value in tensors.items()}
+    save_file(eight, tmp_path / "a.safetensors", metadata=settings)
+    lora, model = read(tmp_path / "a.safetensors"), stub()
+    (expected,) = lora.on(model).tensors.values()
+    for layout in ("diffusers", "kohya"):
+        write_lora(lora, model, tmp_path / f"{layout}.safetensors", layout=layout)
+        (found,) = read(tmp_path / f"{layout}.safetensors").on(model).tensors.values()
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_what_has_no_place_in_those_layouts(tmp_path):
@@ -115,7 +129,7 @@ def test_the_card_says_what_was_done():
 
 
 def test_the_card_of_a_composition_tells_its_parts_and_of_nothing_nothing():
-    together = Delta.compose([ERASED, IMMUNE])
+    together = Delta.compose([ERASED, delta("Imma", IMMUNE.provenance.config, ERASED.lineage)])
     body = model_card("m", base="local", base_hash="0", deltas=[together])
     assert "- a church (object), by `Esd`" in body
     assert "- Lora (rank 4), by `Imma`" in body
@@ -190,6 +204,13 @@ def test_a_new_repository_is_made_and_one_with_files_is_asked_about(exported, hu
 def test_no_token_no_network_and_folders_that_nobody_should_publish(exported, hub, monkeypatch, tmp_path):
     hub(error=ConnectionError("no route to host"))
     with pytest.raises(ImmunityError, match="ConnectionError: no route to host; try checking the connection"):
+        push(exported, "me/mine")
+    for error in (network_error("ConnectError"), network_error("ReadTimeout")):
+        hub(error=error)
+        with pytest.raises(ImmunityError, match=r"the hub to answer; got .*: no route to host; try checking"):
+            push(exported, "me/mine")
+    hub(error=RuntimeError("a mistake"))
+    with pytest.raises(RuntimeError):
         push(exported, "me/mine")
     nobody = hub()
     (exported / "unet").mkdir()

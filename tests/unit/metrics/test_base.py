@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -13,22 +14,47 @@ def pictures(height: int, width: int) -> torch.Tensor:
     return bytes_ / 255
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (40, 56), (10, 12)])
-@pytest.mark.parametrize("crop", [True, False])
-def test_preprocessing_is_that_of_transformers(shape, crop):
-    from transformers import CLIPImageProcessor, ViTImageProcessor
+def processors() -> dict[str, Any]:
+    from transformers import BitImageProcessor, CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
-    mean, std = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
-    if crop:
-        theirs = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24, image_mean=mean, image_std=std)
-    else:
-        theirs = ViTImageProcessor(size={"height": 24, "width": 24}, resample=3, image_mean=mean, image_std=std)
-    ours = Preprocessing(height=24, width=24, mean=tuple(mean), std=tuple(std), crop=crop)
+    colours = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    return {
+        "clip": CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24, **colours),
+        "resize more, crop": BitImageProcessor(size={"shortest_edge": 32}, crop_size=24, **colours),
+        "vit": ViTImageProcessor(size={"height": 24, "width": 24}, **colours),
+        "vit, bicubic": ViTImageProcessor(size={"height": 24, "width": 20}, resample=3, **colours),
+        "vit, as it is": ViTImageProcessor(size={"height": 24, "width": 24}, do_normalize=False),
+        "convnext": ConvNextImageProcessor(size={"shortest_edge": 24}, crop_pct=0.875, **colours),
+        "large convnext": ConvNextImageProcessor(size={"shortest_edge": 384}, crop_pct=0.875, **colours),
+    }
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 56), (10, 12)])
+@pytest.mark.parametrize("name", processors())
+def test_preprocessing_is_that_of_transformers(shape, name, tmp_path):
+    theirs = processors()[name]
+    theirs.save_pretrained(tmp_path)
+    ours = Preprocessing.from_file(tmp_path / "preprocessor_config.json")
     images = pictures(*shape)
     as_pil = [Image.fromarray((x * 255).round().byte().permute(1, 2, 0).numpy()) for x in images]
     wanted = theirs(as_pil, return_tensors="pt")["pixel_values"]
     # PIL rounds to bytes after each of its two passes.
-    assert (ours(images) - wanted).abs().max() < 2.1 / 255 / min(std)
+    assert (ours(images) - wanted).abs().max() < 2.1 / 255 / 0.26
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"resample": 0}, "resample=0"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.0078"),
+        ({"do_center_crop": True, "crop_size": 20}, "a crop of 20×20 from less"),
+    ],
+)
+def test_what_would_give_other_pictures_is_refused(tmp_path, odd, said):
+    config = {"size": 16, "image_mean": [0] * 3, "image_std": [1] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config | odd))
+    with pytest.raises(ImmunityError, match=said):
+        Preprocessing.from_file(tmp_path / "preprocessor_config.json")
 
 
 def test_white_stays_white_and_nothing_leaves_the_range():
@@ -49,7 +75,7 @@ def test_preprocessing_reads_every_spelling(tmp_path, size):
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({"size": size, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
     read = Preprocessing.from_file(path)
-    assert (read.height, read.width, read.crop) == (16, 16, False)
+    assert (read.height, read.width, read.shorter) == (16, 16, None)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"size": 8, "image_mean": [0], "image_std": [1]}'])
