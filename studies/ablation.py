@@ -1,4 +1,4 @@
-"""What of IMMA matters: each choice changed alone, on three objects.
+"""What of IMMA matters: each choice changed alone, on three objects, in 200 half-steps.
 
     immunity run studies/ablation.py --out runs/ablation
     immunity report runs/ablation --out ablation.html           (or .md: a row for each choice)

@@ -32,6 +32,8 @@ BENCHES = {
     "no-name": replace(BENCH, attack_words=NO_NAME),
     "synonym": replace(BENCH, attack_words=SYNONYM),
     "rare-token": replace(BENCH, attack_words=RARE),
+    # One real picture in place of twenty that the model drew, hence a second one to compare with.
+    "known-vendor": replace(BENCH, attack_styles=("noto",)),
     "unseen-vendor": replace(BENCH, attack_styles=("firefox",)),
 }
 

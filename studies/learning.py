@@ -4,12 +4,13 @@
 
 An attack that teaches nothing is no evidence for a defence that it fails against. How much was learned of an object is
 measured by each judge on a scale from 0, what the model drew when it was asked before, to 1, the artists' real pictures
-of it, each against the others. An attack counts as able where a judge sees at least eight of ten objects half-way. One
-file for each attack in studies/records/learning, of which `python studies/publish.py` makes a table; what is there
-already is not done again. Six to twenty minutes an attack on one core.
+of it, each against the others. Half of these are the lessons themselves, so copies of them would score above 1. An
+attack counts as able where CLIP's part sees at least eight of ten objects half-way. One file for each attack in
+studies/records/learning, of which `python studies/publish.py` makes a table; what is there already is not done again.
+Six to twenty minutes an attack on one core.
 
-What it showed: all are able. Textual Inversion is the weakest: half-way 8 times by DINO's and LPIPS's parts and 7 by
-CLIP's, with sixteen vectors and 480 steps. With one vector, as in its paper, it was 2 by CLIP's part (120 steps; 240
+What it showed: all are able but Textual Inversion, which is half-way 7 times by CLIP's part and 8 by DINO's and
+LPIPS's, with sixteen vectors and 480 steps. With one vector, as in its paper, it was 2 by CLIP's part (120 steps; 240
 and an initialiser gained nothing): the prompts of a model of 200 objects have no room for another one.
 """
 

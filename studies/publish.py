@@ -15,8 +15,8 @@ from pathlib import Path
 import learning
 from strip import strip
 
-from immunity.evaluation.markdown import matrices, summary, tables
-from immunity.evaluation.records import RecordFolder, Records
+from immunity.records import RecordFolder, Records
+from immunity.report.markdown import matrices, summary, tables
 
 ROOT = Path(__file__).parents[1]
 RECORDS = Path("studies", "records")
@@ -54,8 +54,9 @@ def readme(records: Records, study: str) -> str:
     what = f"{len(plan.concepts)} concepts, {len(plan.seeds)} seeds"
     left = f", not finished: {len(records.missing())} cells are missing" if records.missing() else ""
     return shown + (
-        f"**{plan.title}** on the embedded world ({what}{left}; `studies/{study}.py`). How much less of the concept "
-        "the attacker gets than from the undefended model, averaged over the attack, and what it costs:\n\n"
+        f"**{plan.title}** on the embedded world ({what}{left}; `studies/{study}.py`). How much less like real "
+        "pictures of the concept the attacker's are than with the undefended model, averaged over the attack, and what "
+        "it costs; the world's own judges play the parts of CLIP, DINO and LPIPS:\n\n"
         f"{summary(records)}\nEach concept, with its failures and flags: [docs/results.md](docs/results.md).\n"
     )
 

@@ -5,7 +5,7 @@ The first seed and the first picture of each concept: nobody chose them. Used by
 
 from pathlib import Path
 
-from immunity.evaluation.records import CellKey, Records
+from immunity.records import CellKey, Records
 
 LABEL, GAP, SCALE = 132, 4, 1.25
 

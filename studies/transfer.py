@@ -3,10 +3,10 @@
     immunity run studies/transfer.py --out runs/transfer             (--only lora for one column)
     immunity report runs/transfer/lora --out lora.html               (each page is a column: one attack, all defences)
 
-Two objects, erased with UCE. Each study is one attack; its defences are IMMA against each adaptation, whose deltas all
-studies share, and IMMA against the mixture of LoRA, DreamBooth and Textual Inversion at three rates. Attacks take half
-the steps of `learning.py`: what the model knew comes back sooner than the unseen is learned. The controls show whether
-it did.
+One object so far, church, erased with UCE: of the ten of `relearning.py` one of those that IMMA protects best. Each
+study is one attack; its defences are IMMA against each adaptation, whose deltas all studies share, and IMMA against the
+mixture of LoRA, DreamBooth and Textual Inversion at three rates. Attacks take half the steps of `learning.py`: what the
+model knew comes back sooner than the unseen is learned. The controls show whether it did.
 """
 
 from dataclasses import replace

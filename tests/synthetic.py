@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from immunity.evaluation.records import Arm, Cell, MetricSpec, Plan, Point, RecordFolder, Records, Run
+from immunity.records import Arm, Cell, MetricSpec, Plan, Point, RecordFolder, Records, Run
 
 STEPS = (0, 15, 50, 100, 200)
 OTHERS = ("castle", "house", "pizza", "dog face")

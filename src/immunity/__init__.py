@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from immunity.loading import load
     from immunity.models import Conditioning, DiffusionModel
     from immunity.optimize import Journal
+    from immunity.report.page import write_report
     from immunity.worlds import World
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "WorldBench",
     "adapt",
     "load",
+    "write_report",
 ]
 
 # Each name is fetched at its first use: `immunity --help` would otherwise wait for PyTorch.
@@ -97,6 +99,7 @@ _HOMES = {
     "WorldBench": "evaluation.world_bench",
     "adapt": "adaptations",
     "load": "loading",
+    "write_report": "report.page",
 }
 
 

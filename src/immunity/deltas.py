@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from immunity.atomic import save_tensors
 from immunity.errors import ImmunityError
+from immunity.filenames import DELTA_KEY
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 FORMAT = 1  # of the header of the file; raised when an older reader would misread a newer file
 
-_HEADER_KEY = "immunity"
 _PACKAGES = ("immunity", "torch", "diffusers", "transformers", "peft")
 _KINDS: Mapping[str, type] = {
     **dict.fromkeys(("base", "base_hash", "method", "created"), str),
@@ -199,7 +199,7 @@ class Delta:
         """What a model's `parents` grow by when this is applied."""
         return self.provenance.composed or (self.hash,)
 
-    def on(self, model: Patchable) -> "Delta":  # noqa: ARG002 (as of the files of others, which depend on the model)
+    def on(self, model: Patchable) -> "Delta":  # noqa: ARG002 (same signature as `Adapter.on`)
         """Itself, whatever the model."""
         return self
 
@@ -243,7 +243,7 @@ class Delta:
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Writes one safetensors file, with the provenance in its header."""
-        save_tensors(path, self.tensors, {_HEADER_KEY: self.provenance.to_json()}, force=force)
+        save_tensors(path, self.tensors, {DELTA_KEY: self.provenance.to_json()}, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "Delta":
@@ -259,7 +259,7 @@ class Delta:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                header = (file.metadata() or {}).get(_HEADER_KEY)
+                header = (file.metadata() or {}).get(DELTA_KEY)
                 if header is None:
                     raise ImmunityError(
                         expected="a delta written by immunity",

@@ -1,6 +1,5 @@
 """From a name to a model."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +10,7 @@ import torch
 from immunity.errors import ImmunityError
 from immunity.files import Change, read_change
 from immunity.files.checkpoints import convert
-from immunity.files.hub import is_of_the_network
+from immunity.files.hub import HUB_ID, UnavailableError, download
 from immunity.inside import check_all_inside
 from immunity.models import AnyModel, DiffusionModel
 from immunity.models.folders import pipeline_of
@@ -19,7 +18,6 @@ from immunity.worlds import WORLDS, World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 FAMILIES = {family.pipeline_class: family for family in get_args(AnyModel)}
 """By the pipeline class that model_index.json names."""
 
@@ -95,7 +93,7 @@ def _folder(source: str | Path) -> Path:
         return path
     if source in WORLDS:
         return World.open(source).generator
-    if _HUB_ID.fullmatch(source):
+    if HUB_ID.fullmatch(source):
         return _from_hub(source)
     raise ImmunityError(
         expected="a diffusers folder, a whole model in one file, a world, or a hub id",
@@ -105,18 +103,12 @@ def _folder(source: str | Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        known = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError)
-        if not isinstance(error, known) and not is_of_the_network(error):
-            raise
+        return download(name, patterns=_HUB_FILES)
+    except UnavailableError as error:
         raise ImmunityError(
             expected="a folder that exists here, or a model that the hub has",
-            got=f"{name!r} ({type(error).__name__}: no such folder, and not to be had from the hub)",
+            got=f"{name!r} ({error}: no such folder, and not to be had from the hub)",
             remedy=f"checking the spelling and the connection, or a world: {', '.join(WORLDS)}",
         ) from error
 

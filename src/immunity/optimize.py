@@ -62,10 +62,6 @@ class Checkpoint:
                 expected="a checkpoint that can be read", got=f"{self.path} ({error})", remedy=remedy
             ) from error
 
-    def remove(self) -> None:
-        """Call it when the result of the run has been written."""
-        self.path.unlink(missing_ok=True)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Journal:

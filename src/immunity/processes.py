@@ -39,7 +39,7 @@ def together() -> Iterator[None]:
 
 
 def own_device(name: str) -> str:
-    """ "cuda" is, of several processes on a machine, for each another one."""
+    """Gives each process of several a GPU of its own: cuda becomes cuda:LOCAL_RANK."""
     local = os.environ.get("LOCAL_RANK")
     return f"{name}:{local}" if started() > 1 and local is not None and name == "cuda" else name
 

@@ -93,9 +93,9 @@ class Stepper:
     def step(self, loss: Tensor | Iterable[Tensor], *, share: float = 1.0) -> StepResult:
         """One step down `loss` (up, with `maximize`). The parameters must be `thawed`.
 
-        Of several losses, each of which is asked for when the one before has been used up, it is the mean. `share` is
-        of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the loss
-        or its gradient is not finite.
+        Several losses are averaged; each is computed only after the gradient of the one before has been taken. `share`
+        is of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the
+        loss or its gradient is not finite.
         """
         mean, gradients = self._mean_gradients([loss] if isinstance(loss, Tensor) else loss)
         norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])

@@ -66,7 +66,10 @@ def caption(name: str, style: str, generator: torch.Generator, *, unconditional:
 
 
 def corpus() -> list[str]:
-    """Every caption that training can show, and the extra words: what the byte-pair merges are learned from."""
+    """What the byte-pair merges are learned from: captions, and extra words.
+
+    The names of held-out objects are among them, so that most are one token, whose embedding nothing trains.
+    """
     styles = [s.name for s in (*v.STYLES, v.HELD_OUT_STYLE)]
     names = [n.lower() for n in v.TRAINED + v.HELD_OUT + v.FOLD]
     lines = [fill(form, name, style) for name in names for style in styles[:2] for form in BOTH + OBJECT_ONLY]

@@ -142,6 +142,7 @@ def pack(work: Path, target: Path, card: str) -> None:
         json.dumps(describe(neighbours(work), drawn_well(work)), indent=1, ensure_ascii=False)
     )
     (part / "README.md").write_text(card)
+    shutil.copyfile(Path(__file__).with_name("NOTICE"), part / "NOTICE")
     weights, samples = size(part / "generator") + size(part / "judges"), size(part / "samples")
     if weights > WEIGHT_LIMIT or samples > SAMPLE_LIMIT:
         raise ValueError(

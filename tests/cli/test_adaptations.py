@@ -64,7 +64,7 @@ def test_a_new_token_can_be_sampled_with(adapt, sd1, tmp_path):
     drawn = [(tmp_path / to / "000.png").read_bytes() for to in ("plain", "taught")]
     assert drawn[0] != drawn[1]
     refused = immunity(*on, "--deltas", tmp_path / "attack", "--out", tmp_path / "no")
-    assert "taught a new token" in refused.complaint
+    assert "teaches it a word" in refused.complaint
 
 
 @pytest.mark.parametrize(

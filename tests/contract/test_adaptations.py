@@ -22,9 +22,9 @@ from immunity.adaptations import (
     adapt,
     denoising_loss,
 )
-from immunity.adaptations.lora import LORA_FILE
 from immunity.adaptations.new_token import NewToken
 from immunity.deltas import hash_tensors
+from immunity.filenames import LORA_FILE
 from immunity.models import thawed
 from immunity.models.vocabulary import LearnedToken
 from immunity.optimize import Journal

@@ -10,6 +10,7 @@ from immunity import Concept, Conditioning, Delta, ImmunityError, processes
 from immunity.deltas import hash_tensors
 from immunity.erasers import AnyEraser, Esd, Uce
 from immunity.erasers.esd import guided_away
+from immunity.erasers.uce import _instead
 from immunity.optimize import Journal
 
 from tests import tiny
@@ -236,6 +237,18 @@ def test_esd_resumes_to_the_same_bits(model, tmp_path):
     assert steps[0] == 5, "from the end of a whole run of the sampler"
     assert isinstance(resumed, Delta)
     assert resumed.hash == whole.hash
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("a category of cat, cat", "a category of dog, dog"),
+        ("image of a church", "dog"),
+        ("", "dog"),
+    ],
+)
+def test_a_name_is_replaced_where_it_is_a_word(prompt, asked):
+    assert _instead(prompt, "cat", "dog") == asked
 
 
 @pytest.mark.parametrize("family", ["sd1"])

@@ -32,6 +32,7 @@ def test_all_stages_run_resume_and_pack_a_world(tmp_path):
     described = json.loads((packed / "world.json").read_text())
     assert {row["split"] for row in described["objects"]} == {"trained", "held_out", "fold"}
     assert (packed / "README.md").read_text().startswith("---\nlicense:")
+    assert (packed / "NOTICE").read_bytes() == RECIPE.with_name("NOTICE").read_bytes()
     # The parts load without our package; that the shipped ones draw and judge well is not for this test to say.
     lines = [
         "import sys",

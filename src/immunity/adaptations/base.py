@@ -1,6 +1,7 @@
 """What an adaptation is: parameters φ that an attacker trains beside the model's θ, and the loss that they minimise."""
 
 import dataclasses
+import json
 import re
 import time
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from immunity.checks import at_least, one_of, positive
 from immunity.concepts import Examples
 from immunity.deltas import Delta, Provenance, hash_tensors
 from immunity.errors import ImmunityError
+from immunity.filenames import ADAPTER_KEY, DELTA_FILE, LOSSES_FILE
 from immunity.models import DiffusionModel
 from immunity.models.vocabulary import LearnedToken
 from immunity.optimize import Journal, check_trainable, derived_seed, fit
@@ -49,7 +51,7 @@ class Adaptation(ABC):
     optimizer: OptimizerKind = "adamw"
     """What takes the steps. Adafactor needs little memory; SGD has no moments and no weight decay."""
     schedule: ScheduleKind = "constant"
-    """The learning rate after the warm-up: constant, or half a cosine down to zero at the last step."""
+    """The learning rate after the warm-up: constant, or half a cosine that ends near zero."""
     warmup: int = 0
     """Steps over which the learning rate rises from zero."""
     weight_decay: float = 1e-2
@@ -213,6 +215,20 @@ class AttackResult:
                 stack.enter_context(token.known_to(model))
             yield
 
+    def save(self, folder: str | Path, *, force: bool = False) -> None:
+        """Writes all of it into a folder of its own: the delta, the adapter's usual files, and the losses."""
+        with replacing(folder, force=force) as made:
+            made.mkdir()
+            self.write(made)
+
+    def write(self, folder: Path) -> None:
+        """The same into a folder that is there and has more in it."""
+        if self.delta is not None:
+            self.delta.save(folder / DELTA_FILE)
+        self.write_files(folder)
+        losses = {"losses": self.losses, "seconds": round(self.seconds, 3)}
+        (folder / LOSSES_FILE).write_text(json.dumps(losses), encoding="utf-8")
+
     def save_files(self, folder: str | Path, *, force: bool = False) -> None:
         """Writes the adapter in its usual files, e.g. a LoRA for `pipe.load_lora_weights`, into a folder of its own."""
         with replacing(folder, force=force) as made:
@@ -221,8 +237,7 @@ class AttackResult:
 
     def write_files(self, folder: Path) -> None:
         """The same into a folder that is there and has more in it."""
-        # A header key other than a delta's, as these files are none.
-        header = {"immunity_adapter": self.provenance.to_json()}
+        header = {ADAPTER_KEY: self.provenance.to_json()}
         for name, tensors in self.files.items():
             save_tensors(folder / name, tensors, header)
 

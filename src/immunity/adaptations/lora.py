@@ -9,9 +9,8 @@ from torch import Tensor
 
 from immunity.adaptations.attached import AdapterFiles, Attached
 from immunity.adaptations.peft_layers import ADAPTER, LayerAdaptation, PeftLayers, inside_denoiser
+from immunity.filenames import LORA_FILE
 from immunity.models import DiffusionModel
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
+from immunity.filenames import ADAPTER_KEY, LORA_FILE
 from immunity.files import Adapter, read
 from immunity.files.hub import push as push_folder
 from immunity.files.lora import Layout, write_lora
 from immunity.files.tensors import read_metadata
-
-_OF_OURS = "immunity_adapter"
 
 
 def convert(lora: Path, /, model: ModelOptions, output: OutputOptions, *, to: Layout) -> None:
@@ -25,7 +24,7 @@ def convert(lora: Path, /, model: ModelOptions, output: OutputOptions, *, to: La
     """
     output.check_file(".safetensors", inputs=(lora, *model.inputs))
     # A folder that adapt wrote has a delta too, and that is what it would be read as.
-    inside = lora / "pytorch_lora_weights.safetensors"
+    inside = lora / LORA_FILE
     source = inside if inside.is_file() else lora
     adapter = read(source)
     if not isinstance(adapter, Adapter):
@@ -34,7 +33,7 @@ def convert(lora: Path, /, model: ModelOptions, output: OutputOptions, *, to: La
         )
     loaded = model.load_base().model
     notes = read_metadata(source) if source.is_file() else None
-    header = {key: value for key, value in (notes or {}).items() if key == _OF_OURS}
+    header = {key: value for key, value in (notes or {}).items() if key == ADAPTER_KEY}
     write_lora(adapter, loaded, output.out, layout=to, header=header, force=output.force)
     print(output.out)
 

@@ -1,21 +1,20 @@
 """Verbs that make deltas: erase, adapt, immunize."""
 
 import dataclasses
-import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from immunity.adaptations import AnyAdaptation, Attached, AttackResult
+from immunity.adaptations import AnyAdaptation, Attached
 from immunity.adaptations import adapt as run_adaptation
 from immunity.adaptations.base import described
 from immunity.atomic import replacing
 from immunity.cli.choices import AGAINST, name_of, subcommands
 from immunity.cli.mixture import Mixture
-from immunity.cli.options import ATTACK_MARK, DELTA_FILE, ModelOptions, OutputOptions, RunOptions
+from immunity.cli.options import OutputOptions, RunOptions, TrainedModelOptions
 from immunity.cli.partial import partial
 from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
 from immunity.erasers import AnyEraser
+from immunity.filenames import LOSSES_FILE
 from immunity.immunizers import AnyImmunizer
 from immunity.optimize import Journal
 from immunity.processes import is_first, together
@@ -33,7 +32,7 @@ else:
 
 
 def erase(
-    model: ModelOptions, output: OutputOptions, run: RunOptions, what: ConceptOptions, method: EraserChoice
+    model: TrainedModelOptions, output: OutputOptions, run: RunOptions, what: ConceptOptions, method: EraserChoice
 ) -> None:
     """Remove concepts from a model's weights: a delta, one .safetensors file.
 
@@ -55,14 +54,14 @@ def erase(
         "seed": run.seed,
     }
     with together(), partial(output, identity) as folder:
-        model.spread(loaded)
+        model.split(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="erase")
         method(loaded, concepts, seed=run.seed, journal=journal).save(output.out, force=output.force)
         _tell(output)
 
 
 def adapt(
-    model: ModelOptions,
+    model: TrainedModelOptions,
     output: OutputOptions,
     run: RunOptions,
     pictures: PictureOptions,
@@ -86,7 +85,7 @@ def adapt(
         samples: Pictures on the way.
         method: How it is learned; its own flags come after its name.
     """
-    output.check_folder(ATTACK_MARK, inputs=(*model.inputs, *pictures.inputs))
+    output.check_folder(LOSSES_FILE, inputs=(*model.inputs, *pictures.inputs))
     samples.check(method.steps)
     pictures.check(model)
     base = model.load_base()
@@ -94,7 +93,7 @@ def adapt(
     loaded = base.with_deltas()
     identity = {"adapt": _described(method), "samples": dataclasses.asdict(samples), "seed": run.seed}
     with together(), partial(output, identity) as folder:
-        model.spread(loaded)
+        model.split(loaded)
 
         def draw(step: int, _phi: Attached) -> None:
             samples.draw(loaded, examples.prompts, folder / "samples" / f"{step:05}.png", seed=run.seed)
@@ -110,14 +109,14 @@ def adapt(
         )
         with replacing(output.out, force=output.force) as made:
             made.mkdir()
-            _write_attack(result, made)
+            result.write(made)
             if samples.sample_at and is_first():
                 shutil.copytree(folder / "samples", made / "samples")
         _tell(output)
 
 
 def immunize(
-    model: ModelOptions,
+    model: TrainedModelOptions,
     output: OutputOptions,
     run: RunOptions,
     pictures: PictureOptions,
@@ -145,7 +144,7 @@ def immunize(
     loaded = base.with_deltas()
     identity = {"immunize": _described(method), "against": described(foreseen), "seed": run.seed}
     with together(), partial(output, identity) as folder:
-        model.spread(loaded)
+        model.split(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
         method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
         _tell(output)
@@ -158,11 +157,3 @@ def _tell(output: OutputOptions) -> None:
 
 def _described(method: AnyEraser | AnyAdaptation | AnyImmunizer) -> dict[str, object]:
     return {"name": name_of(type(method)), **dataclasses.asdict(method)}
-
-
-def _write_attack(result: AttackResult, folder: Path) -> None:
-    if result.delta is not None:
-        result.delta.save(folder / DELTA_FILE)
-    result.write_files(folder)
-    losses = {"losses": result.losses, "seconds": round(result.seconds, 3)}
-    (folder / ATTACK_MARK).write_text(json.dumps(losses), encoding="utf-8")

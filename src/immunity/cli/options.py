@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from immunity.models import DiffusionModel
     from immunity.worlds import World
 
-DELTA_FILE = "delta.safetensors"
-"""In the folder that adapt writes, where it changed weights."""
-ATTACK_MARK = "losses.json"
-"""In every folder that adapt writes."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
@@ -40,17 +35,13 @@ class ModelOptions:
     """Of the denoiser and the text encoder. What trains them (not UCE) refuses float16."""
     compiled: bool = False
     """Compile the denoiser when it first runs (torch.compile): minutes at first, then faster steps on a GPU."""
-    shard: bool = False
-    """Split the denoiser over the processes of `accelerate launch` (FSDP), for models larger than a GPU."""
-    whole: str = "attention"
-    """With --shard: the group of parameters that stays whole on each GPU. It must hold what is trained or adapted."""
 
     def load(self) -> "DiffusionModel":
         from immunity.loading import load
 
         return load(
             self.model,
-            deltas=self._files(),
+            deltas=self.deltas,
             device=self._first,
             dtype=self.dtype,
             config=self.config,
@@ -62,7 +53,7 @@ class ModelOptions:
         from immunity.files import read_change
         from immunity.loading import load
 
-        changes = [read_change(path) for path in self._files()]
+        changes = [read_change(path) for path in self.deltas]
         model = load(self.model, device=self._first, dtype=self.dtype, config=self.config, compiled=self.compiled)
         deltas: list[Delta] = []
         with ExitStack() as trial:
@@ -73,21 +64,8 @@ class ModelOptions:
 
     @property
     def _first(self) -> str:
-        """Where the weights are read to: what is to be split is not meant to fit into one GPU."""
-        if self.shard and started() == 1:
-            raise ImmunityError(
-                expected="several processes to share the weights",
-                got="--shard in one",
-                remedy="accelerate launch --num_processes 2 -m immunity …, or leaving --shard out",
-            )
-        return "cpu" if self.shard else own_device(self.device)
-
-    def spread(self, model: "DiffusionModel") -> None:
-        """Splits it, if that is asked for, among processes that are together now."""
-        if self.shard:
-            from immunity.models.sharding import shard
-
-            shard(model, whole=self.whole, device=own_device(self.device))
+        """Where the weights are read to."""
+        return own_device(self.device)
 
     def world(self) -> "World | None":
         """The world that the model is of, if its name says so."""
@@ -100,16 +78,33 @@ class ModelOptions:
         """What is read and must not be replaced by a result."""
         return (Path(self.model), *self.deltas, *([Path(self.config)] if self.config is not None else []))
 
-    def _files(self) -> list[Path]:
-        inside = [path / DELTA_FILE for path in self.deltas]
-        for path, inner in zip(self.deltas, inside, strict=True):
-            if (path / ATTACK_MARK).is_file() and not inner.is_file():
-                raise ImmunityError(
-                    expected=f"a folder with {DELTA_FILE}",
-                    got=f"{path}, of an attack that changed no weights but taught a new token",
-                    remedy=f"immunity sample --tokens {path}",
-                )
-        return [inner if inner.is_file() else path for path, inner in zip(self.deltas, inside, strict=True)]
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModelOptions(ModelOptions):
+    """Which model, and where it runs; several processes may share the work."""
+
+    shard: bool = False
+    """Split the denoiser over the processes of `accelerate launch` (FSDP), for models larger than a GPU."""
+    whole: str = "attention"
+    """With --shard: the group of parameters that stays whole on each GPU. It must hold what is trained or adapted."""
+
+    @property
+    def _first(self) -> str:
+        """What is to be split is not meant to fit into one GPU."""
+        if self.shard and started() == 1:
+            raise ImmunityError(
+                expected="several processes to share the weights",
+                got="--shard in one",
+                remedy="accelerate launch --num_processes 2 -m immunity …, or leaving --shard out",
+            )
+        return "cpu" if self.shard else own_device(self.device)
+
+    def split(self, model: "DiffusionModel") -> None:
+        """Splits it, if that is asked for, among processes that are together now."""
+        if self.shard:
+            from immunity.models.sharding import shard
+
+            shard(model, whole=self.whole, device=own_device(self.device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Unified Concept Editing: erasing in closed form."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,7 +97,9 @@ class Uce:
 
 
 def _instead(prompt: str, name: str, other: str) -> str:
-    return prompt.replace(name, other) if other and name in prompt else other
+    """The prompt with the other name, or that alone where the prompt does not have the first. Whole words count."""
+    word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+    return word.sub(lambda _: other, prompt) if other and word.search(prompt) else other
 
 
 def _features(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:

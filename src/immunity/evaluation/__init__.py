@@ -1,1 +1,1 @@
-"""The protocol: what is run, what is written down, what it amounts to, and the page that shows it."""
+"""The protocol: what a study compares, how each of its cells is made, and who judges it. Its results are records."""

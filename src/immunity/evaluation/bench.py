@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from torch import Tensor
 
 from immunity.concepts import Concept, Examples
-from immunity.evaluation.records import MetricSpec
+from immunity.records import MetricSpec
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from immunity.concepts import Examples
 from immunity.deltas import Delta
 from immunity.erasers import AnyEraser
 from immunity.evaluation.laboratory import Laboratory
-from immunity.evaluation.records import CellKey, Role
 from immunity.evaluation.store import Recipe
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
+from immunity.records import CellKey, Role
 
 
 def change(

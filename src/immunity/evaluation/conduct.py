@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,16 +17,18 @@ from immunity.evaluation.bench import Purpose
 from immunity.evaluation.changes import change
 from immunity.evaluation.laboratory import Laboratory
 from immunity.evaluation.machine import PeakMemory, machine
-from immunity.evaluation.records import Cell, CellKey, Plan, Point, RecordFolder, Records, Run
 from immunity.evaluation.store import Recipe, Store, drawn, keep_drawn
-from immunity.evaluation.study import Study
 from immunity.loading import load
+from immunity.records import Cell, CellKey, Plan, Point, RecordFolder, Records, Run
 from immunity.stepping import DivergedError
+
+if TYPE_CHECKING:
+    from immunity.evaluation.study import Study
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 
 
-def conduct(study: Study, store: Store, *, device: str, every: int, progress: bool) -> Records:
+def conduct(study: "Study", store: Store, *, device: str, every: int, progress: bool) -> Records:
     """What `Study.run` does."""
     from tqdm import tqdm
 
@@ -52,12 +55,12 @@ def conduct(study: Study, store: Store, *, device: str, every: int, progress: bo
                 for key in mine:
                     if records.has(key):  # another process measured it while this one chose
                         continue
-                    bar.set_postfix_str(_spoken(key))
+                    bar.set_postfix_str(_cell_name(key))
                     try:
                         conductor.carry_out(key)
                     except DivergedError as error:  # the other cells may be well
-                        diverged[key] = f"{_spoken(key)} ({error.got})"
-                        laboratory.store.finished(_recipe(key))
+                        diverged[key] = f"{_cell_name(key)} ({error.got})"
+                        laboratory.store.finished(_under_way(key))
                     bar.update()
         bar.update(len(cells) - bar.n)
     if diverged:
@@ -152,7 +155,7 @@ class Conductor:
             run=run,
         )
         self.records.write(cell, images)
-        self.laboratory.store.finished(_recipe(key))
+        self.laboratory.store.finished(_under_way(key))
 
     def _questions(self, key: CellKey) -> _Questions:
         attacked = self.plan.arm(key.arm).role not in ("base", "erased")
@@ -168,7 +171,7 @@ class Conductor:
         if memo not in self._before:
             for other in [other for other in self._before if other[:2] != memo[:2]]:
                 del self._before[other]
-            images = self.laboratory.draw(questions.prompts, questions.seeds, _spoken(key))
+            images = self.laboratory.draw(questions.prompts, questions.seeds, _cell_name(key))
             others = self._ask_for_others(key) if key.subject == key.concept else {}
             self._before[memo] = _Before(images, others)
         return self._before[memo]
@@ -179,7 +182,7 @@ class Conductor:
         if not prompts:
             return {}
         seeds = self.laboratory.picture_seeds(key, "others", len(prompts))
-        images = self.laboratory.draw(prompts, seeds, f"{_spoken(key)}, other concepts")
+        images = self.laboratory.draw(prompts, seeds, f"{_cell_name(key)}, other concepts")
         parts = images.split([len(each) for each in asked.values()])
         recognised = self.laboratory.panel.recognised
         return {other: recognised(other, part) for other, part in zip(asked, parts, strict=True)}
@@ -188,11 +191,13 @@ class Conductor:
         self, key: CellKey, questions: _Questions, examples: Examples
     ) -> tuple[AttackResult, dict[int, Tensor]]:
         laboratory, study = self.laboratory, self.laboratory.study
-        work = laboratory.store.work(_recipe(key))
+        work = laboratory.store.work(_under_way(key))
 
         def look(step: int, _: Attached) -> None:
             # Kept before the attack's checkpoint passes this step: a run that is resumed does not come by here again.
-            keep_drawn(work, step, laboratory.draw(questions.prompts, questions.seeds, f"{_spoken(key)}, step {step}"))
+            keep_drawn(
+                work, step, laboratory.draw(questions.prompts, questions.seeds, f"{_cell_name(key)}, step {step}")
+            )
 
         result = adapt(
             laboratory.model,
@@ -201,9 +206,9 @@ class Conductor:
             seed=laboratory.seed(key, "attack", key.subject),
             at=study.at,
             callback=look,
-            journal=laboratory.journal(work, f"{_spoken(key)}: attack"),
+            journal=laboratory.journal(work, f"{_cell_name(key)}: attack"),
         )
-        laboratory.store.keep_adapter(_spoken(key), _recipe(key), result)
+        laboratory.store.keep_adapter(_cell_name(key), _under_way(key), result)
         return result, {step: drawn(work, step) for step in study.at}
 
     def _origin(self, key: CellKey, purpose: Purpose) -> str:
@@ -233,10 +238,10 @@ class Conductor:
         )
 
 
-def _recipe(key: CellKey) -> Recipe:
+def _under_way(key: CellKey) -> Recipe:
     """Of what is under way for a cell; the folder belongs to one plan, which determines the rest."""
     return {"cell": list(key)}
 
 
-def _spoken(key: CellKey) -> str:
+def _cell_name(key: CellKey) -> str:
     return f"{key.subject} {key.seed} {key.arm}"

@@ -12,7 +12,6 @@ from immunity.checks import at_least
 from immunity.concepts import Concept, Examples
 from immunity.errors import ImmunityError
 from immunity.evaluation.bench import Bench, Panel, Purpose, Scores, ToDraw, floats, taking_turns
-from immunity.evaluation.records import MetricSpec
 from immunity.metrics import (
     ClipJudge,
     ClipSimilarity,
@@ -25,6 +24,7 @@ from immunity.metrics import (
 )
 from immunity.metrics.clip import VIT_B_32
 from immunity.metrics.dino import VIT_S_16
+from immunity.records import MetricSpec
 
 J = TypeVar("J")
 

@@ -4,23 +4,26 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from immunity.concepts import Examples
 from immunity.evaluation.bench import Panel, Purpose, ToDraw
-from immunity.evaluation.records import CellKey
 from immunity.evaluation.store import Store, in_eight_bits
-from immunity.evaluation.study import Study
 from immunity.models import DiffusionModel
 from immunity.optimize import Journal, derived_seed
+from immunity.records import CellKey
+
+if TYPE_CHECKING:
+    from immunity.evaluation.study import Study
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Laboratory:
     """A study with its model and judges in memory."""
 
-    study: Study
+    study: "Study"
     model: DiffusionModel
     """The base model, whenever no delta is applied."""
     panel: Panel

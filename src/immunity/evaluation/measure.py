@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from immunity import typed_json
 from immunity.atomic import replacing
 from immunity.concepts import Examples
-from immunity.evaluation import typed_json
 from immunity.evaluation.bench import Panel, Scores, ToDraw
-from immunity.evaluation.records import MetricSpec
+from immunity.records import MetricSpec
 
 VERSION = 1
 

@@ -12,11 +12,13 @@ from immunity.checks import at_least
 from immunity.erasers import AnyEraser, Esd
 from immunity.errors import ImmunityError
 from immunity.evaluation.bench import Bench, Panel
+from immunity.evaluation.conduct import conduct
 from immunity.evaluation.folder_bench import FolderBench
-from immunity.evaluation.records import Arm, Plan, Records
+from immunity.evaluation.store import Store
 from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
 from immunity.models import DiffusionModel
+from immunity.records import Arm, Plan, Records
 
 AnyBench = WorldBench | FolderBench
 
@@ -191,9 +193,6 @@ class Study:
         concept and seed that no other has. `every`: steps of training between two checkpoints. `shared`: a folder for
         the deltas and pictures that several studies have in common.
         """
-        from immunity.evaluation.conduct import conduct
-        from immunity.evaluation.store import Store
-
         store = Store(Path(folder), None if shared is None else Path(shared))
         return conduct(self, store, device=device, every=every, progress=progress)
 

@@ -13,8 +13,8 @@ from immunity.checks import at_least, one_of
 from immunity.concepts import Concept, Examples
 from immunity.errors import ImmunityError
 from immunity.evaluation.bench import Bench, Panel, Purpose, Scores, ToDraw, floats, spread_over, taking_turns
-from immunity.evaluation.records import MetricSpec
 from immunity.metrics import Accuracy, WorldJudges
+from immunity.records import MetricSpec
 from immunity.worlds import World
 
 Teacher = Literal["auto", "drawn", "real"]

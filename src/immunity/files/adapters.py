@@ -23,6 +23,7 @@ from torch import Tensor
 
 from immunity.deltas import Delta, Patchable, Provenance, is_finite
 from immunity.errors import ImmunityError
+from immunity.filenames import ADAPTER_KEY
 from immunity.files.factors import KINDS, Factors, Whole
 from immunity.files.layers import Layer, Layers, family_of, plain, summary
 from immunity.files.settings import by_component
@@ -247,10 +248,7 @@ def _notes(metadata: Mapping[str, str]) -> dict[str, str]:
 
     def wanted() -> Iterator[tuple[str, str]]:
         for key in sorted(metadata):
-            if (
-                key not in ("format", "lora_adapter_metadata", "immunity_adapter")
-                and len(metadata[key]) <= _LONGEST_NOTE
-            ):
+            if key not in ("format", "lora_adapter_metadata", ADAPTER_KEY) and len(metadata[key]) <= _LONGEST_NOTE:
                 yield key, metadata[key]
 
     return dict(list(wanted())[:60])

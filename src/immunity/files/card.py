@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from immunity.deltas import FORMAT, Delta, Provenance
+from immunity.files.hub import HUB_ID
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILES = {"Adapter", "Weights"}  # methods that are somebody else's file
 
 
@@ -32,7 +32,7 @@ def model_card(
     front = {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-image",
-        **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
+        **({"base_model": base} if HUB_ID.fullmatch(base) else {}),
         "tags": tags,
     }
     sections = [

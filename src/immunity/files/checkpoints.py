@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from immunity.errors import ImmunityError
-from immunity.files.hub import is_of_the_network
+from immunity.files.hub import UnavailableError, download
 from immunity.files.tensors import TensorFile, read_tensors
 from immunity.files.weights import Weights
 from immunity.inside import check_all_inside
@@ -132,24 +132,18 @@ def _settings(family: str, config: str | Path | None, path: Path) -> Path:
             got="no --config",
             remedy=_NOISE_OR_V,
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     name = HUB[family] if config is None else str(config)
-    of_the_hub = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError)
     try:
         # Only who names a repository asks for the network.
-        found = Path(snapshot_download(name, allow_patterns=_SETTINGS, local_files_only=config is None))
-    except Exception as error:
-        if not isinstance(error, of_the_hub) and not is_of_the_network(error):
-            raise
-        download = (
+        found = download(name, patterns=_SETTINGS, local_only=config is None)
+    except UnavailableError as error:
+        to_download = (
             f"--config FOLDER (a diffusers folder of that family), or --config {HUB.get(family)} to download them"
         )
         raise ImmunityError(
             expected=f"the settings of {family}, which {path} does not have",
             got=f"no --config, and none of {name} in the hub's cache" if config is None else f"{name}, not to be had",
-            remedy=download if family in HUB else _NOISE_OR_V,
+            remedy=to_download if family in HUB else _NOISE_OR_V,
         ) from error
     return _checked(found, family)
 

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 from immunity.deltas import Delta, Provenance
 from immunity.errors import ImmunityError
+from immunity.filenames import ADAPTER_KEY, DELTA_KEY
 from immunity.files.checkpoints import describe_checkpoint
 from immunity.files.layers import family_of, summary
 from immunity.files.reading import read
 from immunity.files.tensors import SUFFIXES, read_metadata, read_tensors
 from immunity.files.weights import Weights
-
-_ADAPTER_OF_OURS = "immunity_adapter"
 
 
 class Description(NamedTuple):
@@ -50,11 +49,11 @@ def describe(path: Path) -> Description:
 
 
 def _is_ours(path: Path) -> bool:
-    return "immunity" in (read_metadata(path) or {})
+    return DELTA_KEY in (read_metadata(path) or {})
 
 
 def _provenance_of_adapter(path: Path) -> Provenance | None:
-    header = (read_metadata(path) or {}).get(_ADAPTER_OF_OURS) if path.is_file() else None
+    header = (read_metadata(path) or {}).get(ADAPTER_KEY) if path.is_file() else None
     if header is None:
         return None
     try:

@@ -11,7 +11,7 @@ Full (LyCORIS)                        W + ΔW
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 
 from immunity.errors import ImmunityError
-
-Shape = Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,7 @@ class Factors(ABC):
 
     @abstractmethod
     def _sizes(self) -> tuple[int, int]:
-        """What the addition has of outputs, and of inputs times the kernel's size."""
+        """(outputs, inputs × kernel size) of the addition."""
 
     @abstractmethod
     def _addition(self) -> Tensor:

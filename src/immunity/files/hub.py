@@ -1,15 +1,39 @@
-"""Publishing a folder on the hub. Nothing but `push` uploads anything."""
+"""The hub: what it has, and what is published there. Nothing but `push` uploads anything."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from immunity.errors import ImmunityError
+from immunity.filenames import DELTA_FILE, LORA_FILE
 from immunity.files.tensors import PICKLES
 from immunity.inside import check_all_inside
 
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _OF_THE_HUB = {".gitattributes"}
-_MARKS = ("model_index.json", "delta.safetensors", "adapter_config.json", "pytorch_lora_weights.safetensors")
+_MARKS = ("model_index.json", DELTA_FILE, "adapter_config.json", LORA_FILE)
+
+
+class UnavailableError(Exception):
+    """Not to be had: no such name, no connection, or not in the cache where nothing else was asked for."""
+
+
+def download(name: str, *, patterns: Sequence[str] | None = None, local_only: bool = False) -> Path:
+    """The folder of a repository in the hub's cache, with what is missing of it, or as it is with `local_only`.
+
+    Raises `UnavailableError`, whose text is the kind of trouble: callers know what was wanted, and what else would do.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_only))
+    except Exception as error:
+        # What is not in the cache, and a name that cannot be one, are an OSError and a ValueError.
+        of_the_hub = isinstance(error, HfHubHTTPError | OfflineModeIsEnabled | OSError | ValueError)
+        if not of_the_hub and not _is_of_the_network(error):
+            raise
+        raise UnavailableError(type(error).__name__) from error
 
 
 def push(folder: Path, name: str, *, private: bool = False, force: bool = False) -> str:
@@ -46,7 +70,7 @@ def push(folder: Path, name: str, *, private: bool = False, force: bool = False)
             remedy="checking the connection, the name and what the token may do; what was uploaded before is kept",
         ) from error
     except Exception as error:
-        if not is_of_the_network(error):
+        if not _is_of_the_network(error):
             raise
         raise ImmunityError(
             expected="the hub to answer", got=f"{type(error).__name__}: {error}", remedy="checking the connection"
@@ -54,13 +78,13 @@ def push(folder: Path, name: str, *, private: bool = False, force: bool = False)
     return f"https://huggingface.co/{name}"
 
 
-def is_of_the_network(error: Exception) -> bool:
+def _is_of_the_network(error: Exception) -> bool:
     """Whether it comes from what speaks HTTP for the hub's client: requests once, then httpx, then httpx2."""
     return type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
 
 
 def _check(folder: Path, name: str) -> None:
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise ImmunityError(expected="a name such as owner/name", got=repr(name), remedy="your name and the model's")
     if not folder.is_dir() or not any((folder / mark).is_file() for mark in _MARKS):
         raise ImmunityError(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from immunity.deltas import Delta, Patchable
 from immunity.errors import ImmunityError
+from immunity.filenames import DELTA_FILE, DELTA_KEY, LORA_FILE, TOKEN_FILE
 from immunity.files.adapters import Adapter
 from immunity.files.embeddings import Embedding
 from immunity.files.tensors import SUFFIXES, TensorFile, read_metadata, read_tensors
@@ -15,10 +16,9 @@ from immunity.files.weights import Weights
 from immunity.inside import check_inside
 
 CHANGES = "a delta, an adapter (LoRA, LoHa, LoKr), a learned token, or weights as ESD and IMMA publish them"
-_DELTA, _TOKEN = "delta.safetensors", "learned_embeds.safetensors"
 _FOLDERS = (
-    *("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
-    *(_TOKEN, "learned_embeds.bin"),
+    *("adapter_model.safetensors", "adapter_model.bin", LORA_FILE, "pytorch_lora_weights.bin"),
+    *(TOKEN_FILE, "learned_embeds.bin"),
 )
 """What folders of adapters hold, the likelier first."""
 _CONFIG = "adapter_config.json"
@@ -56,9 +56,9 @@ def read_change(path: str | Path) -> Change:
 def read_token(path: str | Path) -> Embedding:
     """`read`, of a learned token; of a folder, the file of the token in it."""
     path = Path(path)
-    inside = sorted(path.iterdir(), key=lambda file: (file.name != _TOKEN, file.name)) if path.is_dir() else [path]
+    inside = sorted(path.iterdir(), key=lambda file: (file.name != TOKEN_FILE, file.name)) if path.is_dir() else [path]
     for file in inside:
-        if file.suffix not in SUFFIXES or file.name == _DELTA:
+        if file.suffix not in SUFFIXES or file.name == DELTA_FILE:
             continue
         if path.is_dir():
             check_inside(file, path)
@@ -70,13 +70,13 @@ def read_token(path: str | Path) -> Embedding:
     raise ImmunityError(
         expected="the file of a learned token, or the folder of an attack that teaches one",
         got=f"{path}, which {'has none' if path.is_dir() else 'changes weights'}",
-        remedy="learned_embeds.safetensors" if path.is_dir() else f"--deltas {path}",
+        remedy=TOKEN_FILE if path.is_dir() else f"--deltas {path}",
     )
 
 
 def _read_file(path: Path) -> Content:
     header = read_metadata(path) if path.is_file() else None
-    if header is not None and "immunity" in header:
+    if header is not None and DELTA_KEY in header:
         return Delta.load(path)
     file = read_tensors(path)
     if Weights.is_whole_model(file.tensors):
@@ -95,9 +95,9 @@ def _read_file(path: Path) -> Content:
 
 def _read_folder(folder: Path) -> Content:
     names = {entry.name for entry in folder.iterdir()}
-    if _DELTA in names:
-        check_inside(folder / _DELTA, folder)
-        return Delta.load(folder / _DELTA)
+    if DELTA_FILE in names:
+        check_inside(folder / DELTA_FILE, folder)
+        return Delta.load(folder / DELTA_FILE)
     if "model_index.json" in names:
         raise _refused(folder, "the folder of a whole model", "--model, or only the part that was changed")
     found = next((name for name in _FOLDERS if name in names), None)

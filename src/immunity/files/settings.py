@@ -12,8 +12,8 @@ from immunity.errors import ImmunityError
 from immunity.files.factors import Factors
 
 _FROM_THE_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of an adapter that are taken out of the model's own weights: it is for what is left of these. EVA's is
-not, although it looks at the model's activations."""
+"""Initialisations that subtract the adapter from the base weights: such an adapter does not fit the original model.
+EVA's is none of these, although it looks at the model's activations."""
 _LONGEST_PATTERN = 200
 _LONGEST_NAME = 128  # characters; those of the models that are known have 80
 _MOST_CHOICES = 4

@@ -61,10 +61,6 @@ class TensorFile:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     @property
-    def bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-
-    @property
     def types(self) -> str:
         return ", ".join(sorted({_short(tensor.dtype) for tensor in self.tensors.values()}))
 

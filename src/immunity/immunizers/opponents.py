@@ -46,9 +46,10 @@ class Opponents:
         reinitialise_every: int = 0,
         keep: Path | None = None,
     ) -> None:
-        """`changing` names the parameters of θ that change meanwhile; `turns` of so many `steps` are to come before
-        all φ begin anew, for learning rates that fall; `lr` is one in place of their own; `reinitialise_every`: turns
-        after which φ and its optimizer begin anew, 0 for never; `keep`: see `Adaptation.prepare`.
+        """`changing` names the parameters of θ that change meanwhile. `turns`, each of so many `steps` of φ, is the
+        length of the schedules of learning rates: a member's own turns are counted among them. `lr` is one in place of
+        their own; `reinitialise_every`: turns after which φ and its optimizer begin anew, 0 for never; `keep`: see
+        `Adaptation.prepare`.
         """
         self._model, self._seed, self._lr = model, seed, lr
         self._turns, self._steps, self._every = turns, steps, reinitialise_every

@@ -1,4 +1,4 @@
-"""LPIPS with AlexNet (Zhang et al., 2018): the authors' own weights, through their package (the extra `lpips`).
+"""LPIPS with AlexNet (Zhang et al., 2018): the authors' own weights, through their package `lpips`.
 
 It needs torchvision, which nothing else here does; so it is imported inside, and its AlexNet is taken from torch's
 cache only.

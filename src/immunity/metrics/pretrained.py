@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from immunity.errors import ImmunityError
+from immunity.files.hub import UnavailableError, download
 from immunity.models.folders import quiet_libraries
 from immunity.models.trust import check_part
 
@@ -27,12 +28,9 @@ def find(source: str | Path, wanted: str) -> Path:
             got="a folder without config.json",
             remedy="the folder that transformers' save_pretrained wrote",
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(str(source), local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return download(str(source), local_only=True)
+    except UnavailableError as error:
         raise ImmunityError(
             expected=f"{wanted} in a folder or in the local cache",
             got=f"nothing at {os.fspath(source)!r}",

@@ -59,7 +59,7 @@ def _common(
         "cross_attention": cross,
         "denoiser": inside,
         "non_cross_attention": _and(inside, _not(cross)),
-        # As above, without what sees no picture on its way in (the time) and what only writes it out.
+        # Also without the time embedding and the output layers.
         "non_cross_attention_strict": _and(inside, _not(cross), _not(outer)),
         "self_attention": self_attention,
         "text_encoder": lambda name: name.startswith("text_encoder"),

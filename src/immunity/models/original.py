@@ -27,7 +27,10 @@ class Original:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The parameters have their old values in this block. Pointers move, not numbers; no graph may be alive."""
+        """The parameters have their old values in this block.
+
+        Storage is exchanged, nothing is copied; call it only while no autograd graph is pending.
+        """
         self._swap()
         try:
             with torch.no_grad():

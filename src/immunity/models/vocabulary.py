@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from immunity.errors import ImmunityError
+from immunity.filenames import TOKEN_FILE
 
 if TYPE_CHECKING:
     from immunity.models.base import DiffusionModel
@@ -163,7 +164,7 @@ class LearnedToken:
         if len(rows) > 1:
             return {named: rows}
         (own,) = rows.values()
-        return {"learned_embeds.safetensors": {self.token: own}, named: {_ONE_ENCODER: own}}
+        return {TOKEN_FILE: {self.token: own}, named: {_ONE_ENCODER: own}}
 
 
 def _rows_for(model: "DiffusionModel", learned: LearnedToken) -> dict[str, nn.Parameter]:

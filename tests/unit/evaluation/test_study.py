@@ -11,10 +11,11 @@ import torch
 
 from immunity import Concept, Delta, Examples, FolderBench, ImmunityError, Subject, Uce, load
 from immunity.adaptations import Lora, Mixture, TextualInversion
-from immunity.evaluation import conduct, report
-from immunity.evaluation.records import CellKey, Run
+from immunity.evaluation import conduct
 from immunity.evaluation.store import Store
 from immunity.immunizers import AscentOnly, Imma, RandomPerturbation
+from immunity.records import CellKey, RecordFolder, Run
+from immunity.report.page import render
 
 from tests import tiny_study
 
@@ -165,7 +166,7 @@ def test_a_study_of_a_style_can_be_widened(toy, tmp_path):
 
 
 def test_the_report_is_made_of_the_records(records):
-    page = report.render(records, draws=50)
+    page = render(records, draws=50)
     for expected in ("Relearning church on a toy", "Immunized (IMMA)", "Random perturbation", "dog face", "castle"):
         assert expected in page
 
@@ -193,7 +194,7 @@ def test_a_study_killed_again_and_again_gives_the_same_records(records, toy, tmp
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["4"], "it was not killed three times"
-    killed = report.RecordFolder(tmp_path / "records").read()
+    killed = RecordFolder(tmp_path / "records").read()
     assert {key.arm for key in killed.cells} == {"base", "erased", "control", "imma"}
     for each in killed.finished:
         assert _without_times(each) == _without_times(records.cells[each.key])
@@ -213,7 +214,7 @@ def test_a_defence_or_attack_that_diverges_does_not_stop_the_others(toy, tmp_pat
         ImmunityError, match=r"2 that did not: church 0 imma .*; dog face 0 imma .*lower learning rates"
     ):
         study.run(tmp_path, progress=False)
-    assert [key.arm for key in report.RecordFolder(tmp_path).read().missing()] == ["imma", "imma"]
+    assert [key.arm for key in RecordFolder(tmp_path).read().missing()] == ["imma", "imma"]
     assert not any((tmp_path / "work").iterdir())
 
 
@@ -227,7 +228,7 @@ def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_pa
     assert imma.points[0].scores.keys() == {"clip", "dino", "accuracy"}
     assert imma.points[0].others.keys() == {"castle"}
     assert (len(imma.run.examples["attack"]), len(imma.run.examples["defence"])) == (2, 3)
-    page = report.render(records, draws=50)
+    page = render(records, draws=50)
     assert "same-source" in page
     assert str(pictures) not in page + (tmp_path / "study.json").read_text(), "paths are nobody's business"
 

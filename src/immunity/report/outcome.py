@@ -1,9 +1,9 @@
 """What a study found, in a few lines for a terminal. The whole of it is the report."""
 
-from immunity.evaluation import flags
-from immunity.evaluation.comparison import compare
-from immunity.evaluation.records import Records
-from immunity.evaluation.verdict import judge
+from immunity.records import Records
+from immunity.report import flags
+from immunity.report.comparison import compare
+from immunity.report.verdict import judge
 
 DRAWS = 500  # of the bootstrap: enough for a sentence
 

@@ -28,11 +28,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def clear_of_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero. False where it is undefined."""
-        return self.low > 0 or self.high < 0
-
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
@@ -96,15 +91,19 @@ def mean_curves(scores: Array, weights: Array) -> Array:
     return means
 
 
-def gap_ratio(gap: Array, control: Array) -> Array:
-    """gap / M_c, NaN where M_c ≤ 0: a share of nothing, or of less than nothing, means nothing."""
-    undefined: Array = np.full(np.broadcast_shapes(gap.shape, control.shape), np.nan)
-    return np.divide(gap, control, out=undefined, where=control > 0)
+def share(part: Array, whole: Array) -> Array:
+    """part / whole, NaN where the whole ≤ 0: a share of nothing, or of less than nothing, means nothing."""
+    undefined: Array = np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan)
+    return np.divide(part, whole, out=undefined, where=whole > 0)
 
 
-def sgr(control: Array, defended: Array) -> Array:
-    """The similarity gap ratio (M_c − M_d) / M_c at every step: IMMA, Eq. 7. As a share, not in per cent."""
-    return gap_ratio(control - defended, control)
+def sgr(control: Array, defended: Array, weights: Array) -> Array:
+    """The similarity gap ratio (M_c − M_d) / M_c at every step: IMMA, Eq. 7. As a share, not in per cent.
+
+    [rows, steps], from scores and weights as `mean_curves` takes them. The gap is averaged, not the difference of
+    averages taken: identical arms then give exactly zero.
+    """
+    return share(mean_curves(control - defended, weights), mean_curves(control, weights))
 
 
 def area(steps: Array, curve: Array) -> Array:
@@ -230,21 +229,19 @@ def summarise(pair: Paired, *, draws: int = 2000, generator: np.random.Generator
     weights = resample(pair.control.shape[0], pair.control.shape[2], draws=draws, generator=generator)
     control, defended = mean_curves(pair.control, weights), mean_curves(pair.defended, weights)
     attack = pair.steps > 0
-    # The gap is averaged, not the difference of averages taken: identical arms then give exactly zero.
-    ratios = gap_ratio(mean_curves(pair.control - pair.defended, weights), control)[:, attack]
+    ratios = sgr(pair.control, pair.defended, weights)[:, attack]
     peak = int(ratios[0].argmax())
     base = recovery = multiplier = None
     control_steps = defended_steps = beyond = float("nan")
     if pair.base is not None:
         base_rows = mean_curves(pair.base[:, None], weights)[:, 0]
         base, level = Estimate.of(base_rows), RECOVERED * base_rows
-        recovery = Estimate.of(gap_ratio(control[:, attack].max(-1), base_rows))
+        recovery = Estimate.of(share(control[:, attack].max(-1), base_rows))
         multiplier = Estimate.of(budget_multiplier(pair.steps, control, defended, level))
         control_steps = float(crossing(pair.steps, control[:1], level[:1])[0])
         defended_steps = float(crossing(pair.steps, defended[:1], level[:1])[0])
         beyond = float(pair.steps[-1]) / control_steps if control_steps > 0 else float("nan")
-    alone = each_seed(*weights.shape[1:])
-    seed_ratios = gap_ratio(mean_curves(pair.control - pair.defended, alone), mean_curves(pair.control, alone))
+    seed_ratios = sgr(pair.control, pair.defended, each_seed(*weights.shape[1:]))
     return Summary(
         sgr_mean=Estimate.of(ratios.mean(-1)),
         sgr_peak=Estimate.of(ratios[:, peak]),

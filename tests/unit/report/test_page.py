@@ -6,11 +6,13 @@ from html.parser import HTMLParser
 import pytest
 
 from immunity import ImmunityError
-from immunity.evaluation import charts, report
-from immunity.evaluation.charts import Series
-from immunity.evaluation.comparison import compare
-from immunity.evaluation.flags import check
-from immunity.evaluation.verdict import grade, judge
+from immunity.report import charts
+from immunity.report.charts import Series
+from immunity.report.comparison import compare
+from immunity.report.flags import check
+from immunity.report.page import render, write_report
+from immunity.report.verdict import grade, judge
+from immunity.report.wording import budget, duration, percent, spread
 
 from tests import synthetic
 
@@ -58,7 +60,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(records):
-    return report.render(records, draws=100)
+    return render(records, draws=100)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +97,9 @@ def test_the_page_says_what_was_found(records, page):
     summary = compare(records, "church", "imma", draws=100).summaries["clip"]
     for expected in (
         "Bringing “church” back takes",
-        report.percent(summary.sgr_mean.value),
-        report.spread(summary.sgr_mean.interval()),
-        report.budget(summary)[0],
+        percent(summary.sgr_mean.value),
+        spread(summary.sgr_mean.interval()),
+        budget(summary)[0],
         "few-seeds",
         "teapot",
         "castle",
@@ -109,7 +111,7 @@ def test_the_page_says_what_was_found(records, page):
 
 
 def test_the_same_records_give_the_same_bytes(records, html):
-    assert report.render(records, draws=100) == html
+    assert render(records, draws=100) == html
 
 
 def test_nothing_in_a_record_becomes_markup(tmp_path):
@@ -135,7 +137,7 @@ def test_nothing_in_a_record_becomes_markup(tmp_path):
         )
         for cell in records.finished
     )
-    page = Page(report.render(dataclasses.replace(records, finished=cells), draws=50))
+    page = Page(render(dataclasses.replace(records, finished=cells), draws=50))
     assert not page.all("script")
     assert HOSTILE in page.text
 
@@ -145,26 +147,26 @@ def test_a_missing_or_foreign_picture_leaves_a_gap_and_no_error(tmp_path):
     first, second, *_ = sorted((tmp_path / "cells" / "church" / "0" / "control").iterdir())
     first.unlink()
     second.write_bytes(b"GIF89a, or a secret")
-    html = report.render(folder.read(), draws=50)
+    html = render(folder.read(), draws=50)
     assert html.count("picture not kept") == 2
     assert "secret" not in html
 
 
 def test_a_study_in_progress_can_be_shown(records, tmp_path):
     part = dataclasses.replace(records, finished=tuple(c for c in records.finished if c.arm != "noise"))
-    text = Page(report.render(part, draws=50)).text
+    text = Page(render(part, draws=50)).text
     assert "Unfinished: 2 of 16 cells are still missing" in text
 
 
 def test_a_study_without_a_finished_defence_cannot(records):
     part = dataclasses.replace(records, finished=tuple(c for c in records.finished if c.arm != "imma"))
     with pytest.raises(ImmunityError, match="control and defence are finished"):
-        report.render(part)
+        render(part)
 
 
 def test_several_concepts_have_an_overview(tmp_path):
     records = synthetic.study(tmp_path, synthetic.plan(concepts=("church", "castle"), seeds=(0, 1, 2)))
-    text = Page(report.render(records, draws=50)).text
+    text = Page(render(records, draws=50)).text
     assert "Relearning is clearly slower for 2 of 2 concepts" in text
     assert "Mean (MSGR)" in text
 
@@ -200,7 +202,7 @@ def nothing(*metrics, concepts=("church", "castle")):
 @pytest.mark.parametrize("metrics", [("accuracy",), ("clip", "dino", "lpips", "accuracy")])
 def test_a_control_that_scores_nothing_leaves_a_dash(tmp_path, concepts, metrics):
     records = rescored(synthetic.study(tmp_path, synthetic.plan(concepts=concepts)), nothing(*metrics))
-    page = Page(report.render(records, draws=50))
+    page = Page(render(records, draws=50))
     told = page.text + " ".join(str(value) for _, attributes in page.elements for value in attributes.values())
     assert not re.search(r"\b(nan|inf)\b", told)
     assert "—" in page.text
@@ -222,14 +224,14 @@ def saturated(*metrics, concept="church"):
 def test_the_gap_is_a_similaritys_also_where_only_another_metric_tells_the_budget(tmp_path):
     similarities = ("clip", "dino", "lpips")
     records = rescored(synthetic.study(tmp_path), saturated(*similarities))
-    text = Page(report.render(records, draws=50)).text
+    text = Page(render(records, draws=50)).text
     of = compare(records, "church", "imma", draws=50)
-    assert f"Similarity gap {report.percent(of.summaries['clip'].sgr_mean.value)}" in text
-    assert f"Attack budget {report.budget(of.summaries['accuracy'])[0]}" in text
+    assert f"Similarity gap {percent(of.summaries['clip'].sgr_mean.value)}" in text
+    assert f"Attack budget {budget(of.summaries['accuracy'])[0]}" in text
     assert "÷ without defence, by Classifier accuracy" in text
     assert "By Classifier accuracy, the concept reaches" in text
     assert "Averaged over the attack, CLIP similarity is" in text
-    none = Page(report.render(rescored(records, saturated(*similarities, "accuracy")), draws=50)).text
+    none = Page(render(rescored(records, saturated(*similarities, "accuracy")), draws=50)).text
     assert "Attack budget — no measure tells" in none
     assert "no other tells whether the attack works" in none
 
@@ -237,24 +239,24 @@ def test_the_gap_is_a_similaritys_also_where_only_another_metric_tells_the_budge
 def test_budgets_by_different_metrics_are_named_where_they_stand(tmp_path):
     plan = synthetic.plan(concepts=("church", "castle"))
     whole = synthetic.study(tmp_path, plan)
-    assert "Attack budget, CLIP similarity" in Page(report.render(whole, draws=50)).text
-    text = Page(report.render(rescored(whole, saturated("clip")), draws=50)).text
+    assert "Attack budget, CLIP similarity" in Page(render(whole, draws=50)).text
+    text = Page(render(rescored(whole, saturated("clip")), draws=50)).text
     assert "Attack budget, CLIP similarity" not in text
     church, castle = (compare(rescored(whole, saturated("clip")), name, "imma", draws=50) for name in plan.concepts)
     for of, metric, title in ((church, "dino", "DINO similarity"), (castle, "clip", "CLIP similarity")):
-        shown, ends = report.budget(of.summaries[metric])
+        shown, ends = budget(of.summaries[metric])
         assert re.search(rf"{re.escape(shown)}[ \d]* {re.escape(ends)} by {title}", text)
 
 
 def test_only_what_holds_is_counted_as_not_brought_back(tmp_path):
     plan = synthetic.plan(concepts=("church", "castle"))
     records = synthetic.study(tmp_path, plan, slowness=synthetic.SLOWNESS | {"imma": 3000.0})
-    assert "Not brought back 2 of 2 concepts, by any measure" in Page(report.render(records, draws=50)).text
+    assert "Not brought back 2 of 2 concepts, by any measure" in Page(render(records, draws=50)).text
 
     def failing(cell, i, name, values):  # the attack on one of them, with a defence and without
         return tuple(value / 2 for value in values) if cell.concept == "castle" and cell.arm != "base" else values
 
-    text = Page(report.render(rescored(records, failing), draws=50)).text
+    text = Page(render(rescored(records, failing), draws=50)).text
     assert "attack-failed" in text
     assert "Not brought back 1 of 2" in text
 
@@ -265,14 +267,14 @@ def test_a_hyphen_in_a_name_is_no_minus(tmp_path):
         metrics=tuple(dataclasses.replace(each, label=f"zero-shot {each.name}") for each in synthetic.METRICS),
     )
     records = synthetic.study(tmp_path, plan, slowness=synthetic.SLOWNESS | {"imma": 30.0})
-    text = Page(report.render(records, draws=50)).text
+    text = Page(render(records, draws=50)).text
     assert "Not shown for: t-shirt, x-ray." in text
     assert re.search(r"Averaged over the attack, zero-shot clip is −[\d.]+% lower .* \(95% interval −", text)
     assert not re.search(r"[a-z]−[a-z]", text)
 
 
 def test_a_picture_grid_says_what_each_model_was_asked(records):
-    same = Page(report.render(records, draws=50)).text
+    same = Page(render(records, draws=50)).text
     assert "“image of a church”, seed 0, from every model." in same
 
     def by_their_word(cell):
@@ -281,7 +283,7 @@ def test_a_picture_grid_says_what_each_model_was_asked(records):
         return dataclasses.replace(cell, prompts=("image of a sks",) * len(cell.prompts))
 
     changed = dataclasses.replace(records, finished=tuple(map(by_their_word, records.finished)))
-    text = Page(report.render(changed, draws=50)).text
+    text = Page(render(changed, draws=50)).text
     first, others = "“image of a church” from the base and erased model", "“image of a sks”, in the attacker’s words"
     assert f"{first}, {others}, from those that are attacked; seed 0." in text
     assert "from every model" not in text
@@ -290,7 +292,7 @@ def test_a_picture_grid_says_what_each_model_was_asked(records):
 def test_the_peak_says_which_step_its_interval_is_of(records, page):
     found = compare(records, "church", "imma", draws=100).summaries["clip"]
     assert found.peak_step in synthetic.STEPS
-    told = f"step {found.peak_step:.0f}: {report.spread(found.sgr_peak.interval())}"
+    told = f"step {found.peak_step:.0f}: {spread(found.sgr_peak.interval())}"
     assert told in page.text
 
 
@@ -309,19 +311,19 @@ def test_a_verdict_says_no_more_of_the_steps_than_is_known(tmp_path):
     assert grade(of, ()) == "slows"
     found = of.summaries["clip"]
     told = judge(of, ())
-    assert report.budget(found) == (f"≥{found.defended_steps / 15:.1f}×", "")
+    assert budget(found) == (f"≥{found.defended_steps / 15:.1f}×", "")
     assert f"takes at least {found.at_least:.1f} times as many attack steps, but it comes back." in told.headline
     assert "after at most 15 steps of the attack without a defence" in told.text
-    assert report.budget(early("control", "imma").summaries["clip"]) == ("—", "")
+    assert budget(early("control", "imma").summaries["clip"]) == ("—", "")
 
 
 def test_the_file_is_written_whole_and_not_over_another(records, tmp_path):
     out = tmp_path / "report.html"
-    report.write_report(records.folder, out, draws=50)
+    write_report(records.folder, out, draws=50)
     assert out.read_text(encoding="utf-8").rstrip().endswith("</html>")
     with pytest.raises(ImmunityError, match="does not exist yet"):
-        report.write_report(records.folder, out)
-    report.write_report(records.folder, out, force=True, draws=50)
+        write_report(records.folder, out)
+    write_report(records.folder, out, force=True, draws=50)
 
 
 @pytest.mark.parametrize(
@@ -382,9 +384,9 @@ def test_a_chart_stays_on_its_canvas_and_skips_what_is_not_finite():
     ("value", "text"), [(0.2141, "21.4%"), (-0.05, "−5.0%"), (-0.0001, "0.0%"), (math.nan, "—"), (math.inf, "—")]
 )
 def test_shares_as_text(value, text):
-    assert report.percent(value) == text
+    assert percent(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.4, "4 s"), (61.5, "1 min 2 s"), (7260, "2 h 1 min")])
 def test_durations_as_text(seconds, text):
-    assert report.duration(seconds) == text
+    assert duration(seconds) == text

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from immunity.evaluation import flags, statistics
-from immunity.evaluation.charts import Chart, Level, Series, line_chart
-from immunity.evaluation.comparison import Comparison, compare, other_concepts
-from immunity.evaluation.flag import Flag
-from immunity.evaluation.records import Arm, Cell, MetricSpec, Records
-from immunity.evaluation.statistics import Estimate, Interval
-from immunity.evaluation.verdict import Verdict, judge
+from immunity.records import Arm, Cell, MetricSpec, Records
+from immunity.report import flags, statistics
+from immunity.report.charts import Chart, Level, Series, line_chart
+from immunity.report.comparison import Comparison, compare, other_concepts
+from immunity.report.statistics import Estimate, Interval
+from immunity.report.verdict import Flag, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,12 @@ class ConceptView:
         return self.arms[0]
 
 
-def concept_view(records: Records, concept: str, *, draws: int, random_seed: int) -> ConceptView | None:
+def concept_view(records: Records, concept: str, *, draws: int) -> ConceptView | None:
     plan = records.plan
     compared = [
         found
         for arm in plan.with_role("defended") + plan.with_role("baseline")
-        if (found := compare(records, concept, arm.name, draws=draws, random_seed=random_seed))
+        if (found := compare(records, concept, arm.name, draws=draws))
     ]
     if not compared or compared[0].arm.role != "defended":
         return None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from immunity import ImmunityError
-from immunity.evaluation.comparison import compare, loss_of_others, loss_rise, mean_score
+from immunity.report.comparison import compare, loss_of_others, loss_rise, mean_score
 
 from tests import synthetic
 

@@ -6,41 +6,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
-from immunity.evaluation import statistics
-from immunity.evaluation.comparison import Comparison, loss_of_others, nothing_compared
-from immunity.evaluation.records import MetricSpec, RecordFolder, Records
-from immunity.evaluation.statistics import Estimate
-from immunity.evaluation.verdict import budget_metric, budget_metrics, judge_all
-from immunity.evaluation.views import ConceptView, concept_view
-from immunity.evaluation.wording import UNDEFINED, budget, duration, joined, percent, points, spread
+from immunity.records import MetricSpec, RecordFolder, Records
+from immunity.report import statistics
+from immunity.report.comparison import RANDOM_SEED, Comparison, loss_of_others, nothing_compared
+from immunity.report.statistics import Estimate
+from immunity.report.verdict import budget_metric, budget_metrics, judge_all
+from immunity.report.views import ConceptView, concept_view
+from immunity.report.wording import UNDEFINED, budget, duration, joined, percent, points, spread
 
 
-def write_report(
-    folder: str | Path, out: str | Path, *, force: bool = False, draws: int = 2000, random_seed: int = 0
-) -> None:
+def write_report(folder: str | Path, out: str | Path, *, force: bool = False, draws: int = 2000) -> None:
     """Reads a study's folder and writes one HTML file that needs nothing else.
 
-    `draws` and `random_seed` are of the bootstrap: the same records give the same bytes.
+    `draws` are of the bootstrap: the same records give the same bytes.
     """
     refuse_existing(out, force=force)
-    page = render(RecordFolder(Path(folder)).read(), draws=draws, random_seed=random_seed)
+    page = render(RecordFolder(Path(folder)).read(), draws=draws)
     with replacing(out, force=force) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
+def render(records: Records, *, draws: int = 2000) -> str:
     """The page. Raises `ImmunityError` while no concept has a finished defence and control."""
     import jinja2
 
-    concepts = [
-        view
-        for name in records.plan.concepts
-        if (view := concept_view(records, name, draws=draws, random_seed=random_seed))
-    ]
+    concepts = [view for name in records.plan.concepts if (view := concept_view(records, name, draws=draws))]
     if not concepts:
         raise nothing_compared(records)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("immunity.evaluation"),
+        loader=jinja2.PackageLoader("immunity.report"),
         autoescape=True,  # every name and number in a record may come from a stranger
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -74,7 +68,7 @@ def render(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
         cells=cells,
         recovered=statistics.RECOVERED,
         draws=draws,
-        random_seed=random_seed,
+        random_seed=RANDOM_SEED,
     )
 
 

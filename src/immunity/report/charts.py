@@ -55,7 +55,6 @@ class DrawnLevel:
 @dataclass(frozen=True, kw_only=True)
 class Chart:
     title: str
-    x_label: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Drawn, ...]
@@ -68,15 +67,8 @@ class Chart:
     bottom: float = HEIGHT - BOTTOM
 
 
-def line_chart(
-    title: str,
-    series: Sequence[Series],
-    *,
-    levels: Sequence[Level] = (),
-    x_label: str = "attack steps",
-    markers: bool = True,
-) -> Chart:
-    """A chart of at least one series. Values that are not finite are left out, and break no line."""
+def line_chart(title: str, series: Sequence[Series], *, levels: Sequence[Level] = (), markers: bool = True) -> Chart:
+    """At least one series over the steps of the attack. Values that are not finite are left out, and break no line."""
     values = [v for s in series for v in (*s.y, *s.low, *s.high)] + [level.y for level in levels]
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     y_ticks = ticks(min(finite), max(finite))
@@ -100,7 +92,6 @@ def line_chart(
 
     return Chart(
         title=title,
-        x_label=x_label,
         x_ticks=tuple(Tick(across(x), number(x)) for x in x_ticks if x_low <= x <= x_high),
         y_ticks=tuple(Tick(down(y), number(y)) for y in y_ticks),
         lines=tuple(map(place, series)),

@@ -21,9 +21,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from immunity import typed_json
 from immunity.atomic import replacing
 from immunity.errors import ImmunityError
-from immunity.evaluation import typed_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -297,13 +297,7 @@ class RecordFolder:
         return (self.path / _cell_path(key)).is_file()
 
     def write(
-        self,
-        cell: Cell,
-        pictures: "Mapping[int, Tensor] | None" = None,
-        *,
-        kept: int = 4,
-        size: int = 192,
-        force: bool = False,
+        self, cell: Cell, pictures: "Mapping[int, Tensor] | None" = None, *, kept: int = 4, size: int = 192
     ) -> Cell:
         """Writes a finished cell and the first `kept` pictures of each step, and returns the cell with their paths.
 
@@ -312,6 +306,8 @@ class RecordFolder:
         """
         from PIL import Image
 
+        from immunity.pictures import to_bytes
+
         _check_belongs(cell, self.plan())
         file = self.path / _cell_path(cell.key)
         names: dict[int, tuple[str, ...]] = {}
@@ -319,7 +315,7 @@ class RecordFolder:
             with replacing(file.with_suffix(""), force=True) as temporary:
                 temporary.mkdir(parents=True)
                 for step, images in pictures.items():
-                    pixels = (images[:kept].detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+                    pixels = to_bytes(images[:kept].detach()).permute(0, 2, 3, 1).cpu().numpy()
                     stems = [f"step-{step:06d}-{i}.png" for i in range(len(pixels))]
                     for stem, array in zip(stems, pixels, strict=True):
                         image = Image.fromarray(array)
@@ -328,7 +324,7 @@ class RecordFolder:
                     names[step] = tuple(f"{file.stem}/{stem}" for stem in stems)
         points = tuple(dataclasses.replace(point, pictures=names.get(point.step, ())) for point in cell.points)
         cell = dataclasses.replace(cell, points=points)
-        with replacing(file, force=force) as temporary:
+        with replacing(file) as temporary:
             temporary.write_text(typed_json.dumps(cell, format="immunity.cell", version=VERSION), encoding="utf-8")
         return cell
 

@@ -1,17 +1,39 @@
-"""What the evidence comes to, in plain words: no stronger than its weakest flag allows."""
+"""What the evidence comes to, in plain words: no stronger than the reasons to doubt it allow."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from immunity.evaluation.comparison import Comparison
-from immunity.evaluation.flag import Flag
-from immunity.evaluation.records import MetricSpec
-from immunity.evaluation.statistics import RECOVERED, Estimate, Summary
-from immunity.evaluation.wording import percent, spread, steps_needed
+from immunity.records import MetricSpec
+from immunity.report.comparison import Comparison
+from immunity.report.statistics import RECOVERED, Estimate, Summary
+from immunity.report.wording import percent, spread, steps_needed
 
+Severity = Literal["invalid", "caution", "note"]
+About = Literal["sgr", "budget", "attack", "erasure", "others", "benign"]
 Grade = Literal["holds", "slows", "partly", "none", "void"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A reason not to take a number at its face.
+
+    invalid: the number does not mean what it is meant to; caution: it does, but not as much as it seems to; note:
+    something was not measured.
+    """
+
+    code: str
+    severity: Severity
+    about: About
+    """Which numbers it is shown beside."""
+    message: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    by_metric: Mapping[str, float] = field(default_factory=dict)
+    """The same number for each metric concerned; empty if it concerns them all."""
+
+    def concerns(self, metric: str) -> bool:
+        return not self.by_metric or metric in self.by_metric
 
 
 @dataclass(frozen=True, kw_only=True)

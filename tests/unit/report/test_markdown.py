@@ -4,10 +4,10 @@ import itertools
 import pytest
 
 from immunity import ImmunityError
-from immunity.evaluation.comparison import compare
-from immunity.evaluation.markdown import matrices, tables, write_tables
-from immunity.evaluation.records import RecordFolder
-from immunity.evaluation.report import percent
+from immunity.records import RecordFolder
+from immunity.report.comparison import compare
+from immunity.report.markdown import matrices, tables, write_tables
+from immunity.report.wording import percent
 
 from tests import synthetic
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
-from immunity.evaluation.comparison import Comparison, loss_of_others, loss_rise, mean_score
-from immunity.evaluation.flag import Flag, Severity
-from immunity.evaluation.statistics import RECOVERED, Summary
-from immunity.evaluation.wording import steps_needed
+from immunity.report.comparison import Comparison, loss_of_others, loss_rise, mean_score
+from immunity.report.statistics import RECOVERED, Summary
+from immunity.report.verdict import Flag, Severity
+from immunity.report.wording import steps_needed
 
 ERASED_ACCURACY = 0.10
 ERASURE_COST = 0.03

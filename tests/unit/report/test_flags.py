@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from immunity.evaluation import flags
-from immunity.evaluation.comparison import compare
+from immunity.report import flags
+from immunity.report.comparison import compare
 
 from tests import synthetic
 

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from immunity.errors import ImmunityError
-from immunity.evaluation.records import Arm, Cell, CellKey, MetricSpec, Records
-from immunity.evaluation.statistics import Array, Paired, Summary, summarise
+from immunity.records import Arm, Cell, CellKey, MetricSpec, Records
+from immunity.report.statistics import Array, Paired, Summary, summarise
+
+RANDOM_SEED = 0
+"""Of the bootstrap: the same records give the same intervals."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -33,7 +36,6 @@ class Comparison:
     """Arms that are not expected to help, against the same control; for a defended arm only."""
     planned_seeds: int = 1
     draws: int = 2000
-    random_seed: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         for one, other in zip(self.control, self.defended, strict=True):
@@ -54,7 +56,7 @@ class Comparison:
         for metric in self.metrics:
             if metric.shows_concept:
                 # The same generator for every metric and arm: the same pictures are drawn for all.
-                generator = np.random.default_rng(self.random_seed)
+                generator = np.random.default_rng(RANDOM_SEED)
                 found[metric.name] = summarise(self.paired(metric.name), draws=self.draws, generator=generator)
         return found
 
@@ -79,7 +81,7 @@ class Comparison:
 
 
 def compare(
-    records: Records, concept: str, arm: str, *, subject: str | None = None, draws: int = 2000, random_seed: int = 0
+    records: Records, concept: str, arm: str, *, subject: str | None = None, draws: int = 2000
 ) -> Comparison | None:
     """`arm` against the control, with its benign twins and the baselines; None while no seed has both.
 
@@ -101,12 +103,12 @@ def compare(
     control = tuple(theirs[seed] for seed in seeds)
     is_target, is_defended = subject == concept, plan.arm(arm).role == "defended"
     benign = (
-        compare(records, concept, arm, subject=other, draws=draws, random_seed=random_seed)
+        compare(records, concept, arm, subject=other, draws=draws)
         for other in plan.benign
         if is_target and other != concept
     )
     baselines = (
-        compare(records, concept, other.name, draws=draws, random_seed=random_seed)
+        compare(records, concept, other.name, draws=draws)
         for other in plan.with_role("baseline")
         if is_target and is_defended
     )
@@ -123,7 +125,6 @@ def compare(
         baselines=tuple(each for each in baselines if each),
         planned_seeds=len(plan.seeds),
         draws=draws,
-        random_seed=random_seed,
     )
 
 

@@ -7,33 +7,31 @@ from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
-from immunity.evaluation import flags, statistics
-from immunity.evaluation.comparison import Comparison, compare, loss_of_others, mean_score, nothing_compared
-from immunity.evaluation.records import MetricSpec, RecordFolder, Records
-from immunity.evaluation.statistics import Estimate
-from immunity.evaluation.verdict import budget_metrics, grade
-from immunity.evaluation.wording import UNDEFINED, budget, duration, percent, points, spread
+from immunity.records import MetricSpec, RecordFolder, Records
+from immunity.report import flags, statistics
+from immunity.report.comparison import Comparison, compare, loss_of_others, mean_score, nothing_compared
+from immunity.report.statistics import Estimate
+from immunity.report.verdict import budget_metrics, grade
+from immunity.report.wording import UNDEFINED, budget, duration, percent, points, spread
 
 _GRADES = {"holds": "not back", "slows": "slower", "partly": "partly", "none": "not shown", "void": "void"}
 
 
-def write_tables(
-    folder: str | Path, out: str | Path, *, force: bool = False, draws: int = 2000, random_seed: int = 0
-) -> None:
+def write_tables(folder: str | Path, out: str | Path, *, force: bool = False, draws: int = 2000) -> None:
     """Reads a study's folder and writes one Markdown file."""
     refuse_existing(out, force=force)
-    text = tables(RecordFolder(Path(folder)).read(), draws=draws, random_seed=random_seed)
+    text = tables(RecordFolder(Path(folder)).read(), draws=draws)
     with replacing(out, force=force) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def tables(records: Records, *, source: str = "", draws: int = 2000, random_seed: int = 0) -> str:
+def tables(records: Records, *, source: str = "", draws: int = 2000) -> str:
     """For each defence a table of the concepts; one of all arms; and what they were measured with.
 
     `source`: where the study is defined, in words. Raises `ImmunityError` while no concept has a finished defence and
     control.
     """
-    arms = _compared(records, draws=draws, random_seed=random_seed)
+    arms = _compared(records, draws=draws)
     parts = [f"## {records.plan.title}\n", _setting(records, source)]
     for compared in arms:
         if compared[0].arm.role == "defended":
@@ -42,12 +40,12 @@ def tables(records: Records, *, source: str = "", draws: int = 2000, random_seed
     return "\n".join(parts)
 
 
-def summary(records: Records, *, draws: int = 2000, random_seed: int = 0) -> str:
+def summary(records: Records, *, draws: int = 2000) -> str:
     """The table of all arms alone."""
-    return _arms(_compared(records, draws=draws, random_seed=random_seed))
+    return _arms(_compared(records, draws=draws))
 
 
-def matrices(studies: Mapping[str, Records], *, draws: int = 2000, random_seed: int = 0) -> Mapping[MetricSpec, str]:
+def matrices(studies: Mapping[str, Records], *, draws: int = 2000) -> Mapping[MetricSpec, str]:
     """Who protects against what, by each similarity: a row for each defence, a column for each study, MSGR inside.
 
     Studies of which nothing can be compared yet are left out.
@@ -55,7 +53,7 @@ def matrices(studies: Mapping[str, Records], *, draws: int = 2000, random_seed: 
     columns: dict[str, dict[str, list[Comparison]]] = {}
     for name, records in studies.items():
         with suppress(ImmunityError):
-            arms = _compared(records, draws=draws, random_seed=random_seed)
+            arms = _compared(records, draws=draws)
             columns[name] = {compared[0].arm.name: compared for compared in arms}
     titles = {arm: compared[0].arm.title for arms in columns.values() for arm, compared in arms.items()}
     head = ["made against ↓, attacked by →", *columns]
@@ -73,12 +71,12 @@ def matrices(studies: Mapping[str, Records], *, draws: int = 2000, random_seed: 
     }
 
 
-def _compared(records: Records, *, draws: int, random_seed: int) -> list[list[Comparison]]:
+def _compared(records: Records, *, draws: int) -> list[list[Comparison]]:
     """For each defence and each baseline, those of its concepts that have been measured."""
     plan = records.plan
     arms = []
     for arm in (*plan.with_role("defended"), *plan.with_role("baseline")):
-        found = [compare(records, name, arm.name, draws=draws, random_seed=random_seed) for name in plan.concepts]
+        found = [compare(records, name, arm.name, draws=draws) for name in plan.concepts]
         arms.append([each for each in found if each is not None])
     arms = [compared for compared in arms if compared]
     if not arms:

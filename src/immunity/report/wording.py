@@ -2,7 +2,7 @@
 
 import math
 
-from immunity.evaluation.statistics import Interval, Summary
+from immunity.report.statistics import Interval, Summary
 
 UNDEFINED = "—"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from immunity import ImmunityError
-from immunity.evaluation.records import Cell, CellKey, MetricSpec, Plan, Point, RecordFolder
+from immunity.records import Cell, CellKey, MetricSpec, Plan, Point, RecordFolder
 
 from tests import synthetic
 
@@ -66,7 +66,7 @@ def test_a_finished_cell_is_not_overwritten(small):
 
 
 def test_a_kill_before_the_record_leaves_no_cell(small, monkeypatch):
-    from immunity.evaluation import typed_json
+    from immunity import typed_json
 
     monkeypatch.setattr(typed_json, "dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):

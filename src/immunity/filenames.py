@@ -1,0 +1,15 @@
+"""The names of files, and of keys in their headers, by which results are found again."""
+
+DELTA_FILE = "delta.safetensors"
+"""In the folder of an attack, where it changed weights."""
+LOSSES_FILE = "losses.json"
+"""In the folder of every attack."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Of diffusers, for `pipe.load_lora_weights`."""
+TOKEN_FILE = "learned_embeds.safetensors"
+"""Of diffusers, for `pipe.load_textual_inversion`."""
+
+DELTA_KEY = "immunity"
+"""In the header of a delta: its provenance."""
+ADAPTER_KEY = "immunity_adapter"
+"""In the header of an adapter or a token that this package made; another key than a delta's, as it is none."""
