@@ -4,10 +4,10 @@
 
 An attack that teaches nothing is no evidence for a defence that it fails against. How much was learned of an object is
 measured by each judge on a scale from 0, what the model drew when it was asked before, to 1, the artists' real pictures
-of it, each against the others. Half of these are the lessons themselves, so copies of them would score above 1. An
-attack counts as able where CLIP's part sees at least eight of ten objects half-way. One file for each attack in
-studies/records/learning, of which `python studies/publish.py` makes a table; what is there already is not done again.
-Six to twenty minutes an attack on one core.
+of it, each against the others. The lessons and their relatives are not among these. An attack counts as able where
+CLIP's part sees at least eight of ten objects half-way. One file for each attack in studies/records/learning, of which
+`python studies/publish.py` makes a table; what is there already is not done again. Six to twenty minutes an attack on
+one core.
 
 What it showed: all are able but Textual Inversion, which is half-way 7 times by CLIP's part and 8 by DINO's and
 LPIPS's, with sixteen vectors and 480 steps. With one vector, as in its paper, it was 2 by CLIP's part (120 steps; 240
@@ -27,6 +27,7 @@ from immunity import DiffusionModel, WorldBench, adapt, load
 from immunity.adaptations import Adaptation
 from immunity.atomic import replacing
 from immunity.evaluation.bench import Panel, spread_over
+from immunity.optimize import derived_seed
 
 OUT = Path(__file__).parent / "records" / "learning"
 CHOSEN = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 10)
@@ -43,8 +44,10 @@ def mean(values: tuple[float, ...]) -> float:
 
 def taught(model: DiffusionModel, panel: Panel, concept: str, attack: Adaptation) -> dict[str, Any]:
     """Each judge's mean score of what the model draws along the attack, and of the real pictures."""
-    real = panel.pictures(concept, "reference", seed=SEED, alone=True)
-    lessons = panel.pictures(concept, "attack", seed=SEED, alone=False)
+    lessons = panel.pictures(concept, "attack", seed=derived_seed(SEED, concept), alone=False)
+    everything = panel.pictures(concept, "reference", seed=SEED, alone=True)
+    shown = set(lessons.image_digests())
+    real = everything.take([i for i, digest in enumerate(everything.image_digests()) if digest not in shown])
     asked = tuple(attack.asking(prompt, name=concept) for prompt in panel.questions(concept, PICTURES, attacked=True))
     curve: dict[int, Means] = {}
 

@@ -9,14 +9,15 @@ Erased with UCE. The attacker has 20 pictures that the base model drew, as in th
 steps of LoRA; of a style, which the base model draws right only half the time, 20 of the artist's own and 120 steps at
 twice the rate. IMMA is made against that attack on 20 other pictures. Beside
 it in the same table: ascent without an attacker inside, with as many outer steps at the same rate, and a random change
-of the same norm, layer by layer. A harmless subject, which the model never saw, is taught with and without the defence.
+of the same norm, layer by layer. A harmless subject, which the model never saw and which therefore takes a longer
+attack, is taught with and without the defence.
 
 What it gave is in docs/results.md, which `python studies/publish.py` makes of the records.
 """
 
 import math
 
-from scale import ERASE_A_STYLE, ERASE_AN_OBJECT, IMMA, LORA, LORA_OF_A_STYLE, SAMPLER, WORLD
+from scale import ERASE_A_STYLE, ERASE_AN_OBJECT, IMMA, LORA, LORA_OF_A_STYLE, LORA_OF_THE_UNSEEN, SAMPLER, WORLD
 
 from immunity import AscentOnly, Lora, RandomPerturbation, Study, Uce, WorldBench
 from immunity.evaluation.bench import spread_over
@@ -38,6 +39,7 @@ def study(title: str, concepts: tuple[str, ...], eraser: Uce, attack: Lora, teac
             "noise": RandomPerturbation(like="imma"),
         },
         benign=HARMLESS,
+        benign_attack=LORA_OF_THE_UNSEEN if attack is LORA else None,
         at=tuple(math.ceil(attack.steps / part) for part in (8, 4, 2, 1)),
         sampler=SAMPLER,
     )

@@ -52,7 +52,7 @@ LIMITS = """
 * With so few training pictures, much of what it draws is close to a training picture: see `docs/world/nearest.png`
 and the figures above before calling anything it does "generalisation".
 * `noto`/`blob`, `emojione`/`emojione v1` and `fluent`/`fluent flat` are relatives; both of each pair are on the same
-side of every split.
+side of every split of styles, and where a study splits an object's pictures between attack and defence.
 
 ## Sources and licences
 

@@ -52,8 +52,10 @@ def describe(neighbours: dict[str, list[str]], study_objects: list[str]) -> dict
         for split, names in splits
         for n in names
     ]
-    styles = [{"name": s.name, "split": "trained"} for s in v.STYLES] + [
-        {"name": v.HELD_OUT_STYLE.name, "split": "fold"}
+    styles = [
+        {"name": s.name, "split": split, **({"family": v.FAMILIES[s.name]} if s.name in v.FAMILIES else {})}
+        for split, them in (("trained", v.STYLES), ("fold", (v.HELD_OUT_STYLE,)))
+        for s in them
     ]
     return {
         "name": "emoji",

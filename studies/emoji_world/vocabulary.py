@@ -29,6 +29,16 @@ class Style:
     source: str
 
 
+FAMILIES = {
+    "noto": "noto",
+    "blob": "noto",
+    "fluent": "fluent",
+    "fluent flat": "fluent",
+    "emojione": "emojione",
+    "emojione v1": "emojione",
+}
+"""Styles of one vendor at two times: much of what one drew the other has nearly copied."""
+
 STYLES: tuple[Style, ...] = (
     Style(
         name="noto",
@@ -231,7 +241,6 @@ FXEMOJI_NAMES = {
     "microphone": "microphone",
     "cocktail glass": "cocktailglass",
     "camel": "bactriancamel",
-    "rooster": "chicken",
     "hot pepper": "chilipepper",
     "tennis": "tennisball",
     "joystick": "joystick",

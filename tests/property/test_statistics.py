@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -88,6 +89,17 @@ def test_a_wider_level_gives_a_wider_interval(pair):
 def test_the_summaries_of_one_curve_are_ordered(pair):
     found = summary(pair)
     assert found.sgr_peak.value >= max(found.sgr_mean.value, found.sgr_final.value, found.sgr_area.value) - 1e-12
+
+
+@few
+@given(pair=pairs())
+def test_a_model_that_learns_nothing_has_the_gap_that_is_said_of_it(pair):
+    found = summary(pair)
+    if pair.steps[0] > 0:
+        assert found.sgr_if_nothing is None
+        return
+    still = dataclasses.replace(pair, defended=np.repeat(pair.control[:, :1], len(pair.steps), axis=1))
+    np.testing.assert_allclose(summary(still).sgr_mean.interval(), found.sgr_if_nothing.interval(), rtol=1e-9)
 
 
 @few

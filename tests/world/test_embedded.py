@@ -1,6 +1,6 @@
 import pytest
 
-from immunity import load
+from immunity import WorldBench, load
 from immunity.concepts import Examples
 
 pytestmark = pytest.mark.world
@@ -28,3 +28,16 @@ def test_it_draws_the_same_picture_as_plain_diffusers(world):
     theirs = plain([prompt], generator=[torch.Generator().manual_seed(0)], num_inference_steps=4, output_type="pt")
     assert torch.equal(ours, theirs.images)
     assert ours.std() > 0.05
+
+
+def test_no_relatives_pictures_are_on_both_sides(world):
+    panel = WorldBench().open(device="cpu", size=world.resolution)
+    sides = []
+    for number, concept in enumerate(world.concepts("object", "held_out")[:20]):
+        pictures = [panel.pictures(concept.name, side, seed=number, alone=False) for side in ("attack", "defence")]
+        hands = [{source.split("/")[-1] for source in each.sources} for each in pictures]
+        families = [{world.family(hand) for hand in each} for each in hands]
+        assert not families[0] & families[1]
+        assert len(hands[0]) == len(hands[1]) == len(world.examples(concept.name)) // 2
+        sides.append(frozenset(hands[0]))
+    assert len(set(sides)) > 4, "which side has whom is drawn"

@@ -162,7 +162,7 @@ class Conductor:
         study = self.laboratory.study
         prompts = self.laboratory.panel.questions(key.subject, study.pictures, attacked=attacked)
         if attacked:
-            prompts = tuple(study.attack.asking(prompt, name=key.subject) for prompt in prompts)
+            prompts = tuple(study.attack_on(key).asking(prompt, name=key.subject) for prompt in prompts)
         return _Questions(prompts, self.laboratory.picture_seeds(key, "ask", len(prompts)))
 
     def _look_before(self, key: CellKey, questions: _Questions) -> _Before:
@@ -202,14 +202,14 @@ class Conductor:
         result = adapt(
             laboratory.model,
             examples,
-            study.attack,
+            study.attack_on(key),
             seed=laboratory.seed(key, "attack", key.subject),
-            at=study.at,
+            at=study.looks(key),
             callback=look,
             journal=laboratory.journal(work, f"{_cell_name(key)}: attack"),
         )
         laboratory.store.keep_adapter(_cell_name(key), _under_way(key), result)
-        return result, {step: drawn(work, step) for step in study.at}
+        return result, {step: drawn(work, step) for step in study.looks(key)}
 
     def _origin(self, key: CellKey, purpose: Purpose) -> str:
         name = key.concept if purpose == "defence" else key.subject
@@ -226,7 +226,7 @@ class Conductor:
             base_hash=model.base_hash,
             method=method,
             config=config,
-            attack=described(self.laboratory.study.attack) if "attack" in deltas else {},
+            attack=described(self.laboratory.study.attack_on(key)) if "attack" in deltas else {},
             deltas=deltas,
             examples={purpose: examples.image_digests() for purpose, examples in learned.items()},
             sources={purpose: self._origin(key, purpose) for purpose in learned},

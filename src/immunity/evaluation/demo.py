@@ -40,6 +40,8 @@ class Budget:
     """Pictures a step of training."""
     benign: int = 1
     """Harmless subjects, taught with and without the defence."""
+    benign_steps: int = 120
+    """Of teaching them: what the model never saw takes longer, and a higher rate, than what was erased."""
 
 
 def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench | None = None) -> Study:
@@ -61,6 +63,7 @@ def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench 
         defences={"imma": Imma(steps=b.immunize_steps, outer_lr=1e-4)},
         baselines={"noise": RandomPerturbation(like="imma")},
         benign=spread_over([each.name for each in world.concepts("object", "held_out")], b.benign),
+        benign_attack=Lora(lr=3e-3, steps=b.benign_steps, batch=b.batch),
         at=b.at,
         pictures=b.pictures,
         sampler=Sampler(steps=b.sampler_steps, guidance=b.guidance),

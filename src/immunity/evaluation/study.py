@@ -18,7 +18,7 @@ from immunity.evaluation.store import Store
 from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
 from immunity.models import DiffusionModel
-from immunity.records import Arm, Plan, Records
+from immunity.records import Arm, CellKey, Plan, Records
 
 AnyBench = WorldBench | FolderBench
 
@@ -68,7 +68,9 @@ class Study:
     against: Mapping[str, Foreseen] = field(default_factory=dict)
     """What a defence or a baseline expects, by the name of its arm, where that is not the attack itself."""
     benign: tuple[str, ...] = ()
-    """Unrelated subjects that the same attack is to teach, without and with the defences."""
+    """Unrelated subjects that are taught without and with the defences, as an honest user would."""
+    benign_attack: AnyAdaptation | None = None
+    """What they are taught with; None for the attack. What the model never saw takes longer than what was erased."""
     at: tuple[int, ...] = ()
     """Steps of the attack after which pictures are drawn, the last step among them; empty for an eighth, a quarter, a
     half and all of them. Before the attack they always are."""
@@ -136,6 +138,15 @@ class Study:
         """What makes the model of a defence's or a baseline's arm."""
         return self.defences[arm] if arm in self.defences else self.baselines[arm]
 
+    def attack_on(self, key: CellKey) -> AnyAdaptation:
+        """What teaches the cell's subject."""
+        return self.attack if key.subject == key.concept or self.benign_attack is None else self.benign_attack
+
+    def looks(self, key: CellKey) -> tuple[int, ...]:
+        """After how many steps of it pictures are drawn: at the same shares of it as of the attack."""
+        steps = self.attack_on(key).steps
+        return tuple(sorted({max(1, round(look * steps / self.attack.steps)) for look in self.at}))
+
     def foreseen(self, arm: str) -> Foreseen:
         """The attack against which a defence's or a baseline's arm is made."""
         return self.against.get(arm, self.attack)
@@ -170,6 +181,8 @@ class Study:
                 "sampler": dataclasses.asdict(self.sampler),
                 "bench": self.bench.described(),
                 "seed": self.seed,
+                # Only where it is given: so that studies from before there was such a thing can be gone on with.
+                **({} if self.benign_attack is None else {"benign_attack": described(self.benign_attack)}),
             },
         )
 

@@ -121,10 +121,27 @@ class WorldPanel(Panel):
                 got=f"{len(real)} in this world",
                 remedy="another concept, or a bench whose teacher is 'drawn'",
             )
-        attack, defence = real.split(half, half, seed=seed)
+        attack, defence = self._apart(name, real, half, seed=seed)
         if purpose == "defence":
             return defence
         return dataclasses.replace(attack, prompts=self._ask(map(_shown, attack.sources), calling=name))
+
+    def _apart(self, name: str, real: Examples, half: int, *, seed: int) -> tuple[Examples, Examples]:
+        """Two halves, neither of which has what an artist's relative has drawn in the other: that is often a copy."""
+        if self._is_style(name):
+            attack, defence = real.split(half, half, seed=seed)
+            return attack, defence
+        families: dict[str, list[int]] = {}
+        for number, source in enumerate(real.sources):
+            families.setdefault(self.world.family(_shown(source)[1]), []).append(number)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(families), generator=generator).tolist()
+        shuffled = [list(families.values())[place] for place in order]
+        sides: list[list[int]] = [[], []]
+        for family in sorted(shuffled, key=len, reverse=True):
+            min(sides, key=len).extend(family)
+        first = int(torch.randint(2, (), generator=generator))  # the side that is filled first has fewer families
+        return real.take(sides[first][:half]), real.take(sides[1 - first][:half])
 
     def origin(self, name: str, purpose: Purpose, *, alone: bool = False) -> str:
         if purpose == "attack" and self._taught_by_strangers(name, alone=alone):

@@ -20,6 +20,7 @@ FADED = 0.5
 OVERFITTED = 0.9
 DIVERGED = 1.5
 BENIGN_SGR = 0.05
+BENIGN_LEARNED = 0.5
 ENOUGH_SEEDS = 3
 
 
@@ -366,6 +367,31 @@ def benign_harmed(of: Comparison) -> Flag | None:
     )
 
 
+def benign_untaught(of: Comparison) -> Flag | None:
+    """By the classifiers, where there are any; else whether any similarity rose at all."""
+    untaught: dict[str, dict[str, float]] = {}
+    for benign in of.benign:
+        accuracies = [
+            metric.name for metric in of.metrics if metric.kind == "accuracy" and metric.name in benign.summaries
+        ]
+        best = {name: max(look.value for look in benign.summaries[name].control) for name in accuracies}
+        looks = {metric.name: benign.summaries[metric.name].control for metric in benign.judged_by}
+        rose = any(each[-1].low > each[0].high for each in looks.values())
+        if max(best.values()) < BENIGN_LEARNED if best else not rose:
+            untaught[benign.subject] = best or {name: each[-1].value for name, each in looks.items()}
+    if not untaught:
+        return None
+    subject = next(iter(untaught))
+    return Flag(
+        code="benign-untaught",
+        severity="caution",
+        about="benign",
+        message=f"Without a defence the attack does not teach the harmless {subject} either "
+        f"({_percents(of, untaught[subject])}): that the defence leaves it alone says nothing.",
+        by_metric=untaught[subject],
+    )
+
+
 def benign_missing(of: Comparison) -> Flag | None:
     if of.benign:
         return None
@@ -383,7 +409,7 @@ FOR_ANY_ARM: tuple[Check, ...] = (
     control_overfits, few_seeds, unfinished, seed_spread, budget_undefined, coarse_looks,
 )  # fmt: skip
 FOR_DEFENCES: tuple[Check, ...] = (
-    backfired, no_effect, baseline_as_good, fading, overcome, benign_harmed, benign_missing
+    backfired, no_effect, baseline_as_good, fading, overcome, benign_harmed, benign_untaught, benign_missing
 )  # fmt: skip
 
 

@@ -157,18 +157,26 @@ def _arms(arms: Sequence[list[Comparison]]) -> str:
         clear = sum(all(of.clear) for of in compared)
         row += [f"{clear} of {len(compared)}", points(_mean([_losses(of)[1] for of in compared]))]
         rows.append(row)
+    rows.append(["*had the attack brought nothing back*", "", *(_if_nothing(arms[0], m.name) for m in metrics), "", ""])
     return _table(head, rows)
+
+
+def _if_nothing(compared: Sequence[Comparison], metric: str) -> str:
+    found = [of.summaries[metric].sgr_if_nothing for of in compared]
+    known = [each for each in found if each is not None]
+    return _estimate(Estimate.mean(known)) if known and len(known) == len(found) else UNDEFINED
 
 
 _FOOT = f"""\
 SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95%
-interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Clear of zero: for so many
-concepts the interval of every similarity is above zero. Steps ×: attack steps to reach
-{statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's, by the first
+interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Had the attack brought nothing
+back: the MSGR of a model that stays as it was before the attack; what exceeds it, the defence took before any
+attack. Clear of zero: for so many concepts the interval of every similarity is above zero. Steps ×: attack
+steps to reach {statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's, by the first
 measure that can tell (>: the attack ended first; ≥: the undefended model was back by the first look). Others
-lose: points of accuracy on other concepts, of erasing against the base model and of the defence against the
-erased one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Not back:
-not within this attack, by any measure. Flags: `docs/flags.md`.
+lose: points of accuracy on other concepts, of erasing against the base model and of the defence against the erased
+one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Not back: not
+within this attack, by any measure. Flags: `docs/flags.md`.
 """
 
 

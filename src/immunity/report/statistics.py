@@ -192,6 +192,9 @@ class Summary:
     peak_step: float
     sgr_final: Estimate
     sgr_area: Estimate
+    sgr_if_nothing: Estimate | None
+    """The mean SGR of a model that would stay as the control was before the attack, if it was looked at then. More than
+    that means that the defence itself took similarity away."""
     seed_means: Array
     """[seeds] mean SGR of each seed alone."""
     control: tuple[Interval, ...]
@@ -242,12 +245,15 @@ def summarise(pair: Paired, *, draws: int = 2000, generator: np.random.Generator
         defended_steps = float(crossing(pair.steps, defended[:1], level[:1])[0])
         beyond = float(pair.steps[-1]) / control_steps if control_steps > 0 else float("nan")
     seed_ratios = sgr(pair.control, pair.defended, each_seed(*weights.shape[1:]))
+    untouched = np.broadcast_to(pair.control[:, :1], pair.control.shape)
+    nothing_learned = sgr(pair.control, untouched, weights)[:, attack].mean(-1)
     return Summary(
         sgr_mean=Estimate.of(ratios.mean(-1)),
         sgr_peak=Estimate.of(ratios[:, peak]),
         peak_step=float(pair.steps[attack][peak]),
         sgr_final=Estimate.of(ratios[:, -1]),
         sgr_area=Estimate.of(area(pair.steps[attack], ratios)),
+        sgr_if_nothing=None if attack[0] else Estimate.of(nothing_learned),
         seed_means=seed_ratios[:, attack].mean(-1),
         control=tuple(Estimate.of(column).interval() for column in control.T),
         defended=tuple(Estimate.of(column).interval() for column in defended.T),

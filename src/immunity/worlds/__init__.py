@@ -47,6 +47,8 @@ class Entry:
     phrase: str = ""
     """An object with its article, as captions have it: "a church", "grapes"."""
     neighbours: tuple[str, ...] = ()
+    family: str = ""
+    """Of a style that has a near relative, what both are of: much of what one drew the other has nearly copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,10 @@ class World:
         raise ImmunityError(
             expected=f"an object or a style of the world {self.name}", got=repr(name), remedy=f"e.g. {', '.join(near)}"
         )
+
+    def family(self, style: str) -> str:
+        """What a style and its relatives have in common; itself where it has none."""
+        return next((entry.family for entry in self.styles if entry.name == style), "") or style
 
     def concepts(self, kind: Literal["object", "style"], split: Split) -> tuple[Concept, ...]:
         """All concepts of a kind in a split, in the order of world.json."""

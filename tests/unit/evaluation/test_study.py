@@ -255,6 +255,18 @@ def test_studies_that_make_no_sense(toy, changes, message):
         tiny_study.study(toy, **changes)
 
 
+def test_the_harmless_can_be_taught_in_their_own_way(toy, tmp_path):
+    study = tiny_study.short(toy, benign=("dog face",), benign_attack=Lora(steps=4, lr=1e-3, rank=2))
+    records = study.run(tmp_path, progress=False)
+    taught, attacked = (cell(records, "imma", subject=subject) for subject in ("dog face", "church"))
+    assert (taught.steps, attacked.steps) == ((0, 4), (0, 2))
+    assert (taught.run.attack["rank"], attacked.run.attack["rank"]) == (2, 4)
+    assert taught.run.deltas["immunize"] == attacked.run.deltas["immunize"]
+    assert records.plan.settings["benign_attack"]["steps"] == 4
+    with pytest.raises(ImmunityError, match="a plan that differs in"):
+        tiny_study.short(toy, benign=("dog face",)).run(tmp_path, progress=False)
+
+
 @pytest.mark.parametrize("where", ["concepts", "benign"])
 def test_an_unknown_concept_is_refused_before_anything_is_written(toy, tmp_path, where):
     with pytest.raises(ImmunityError, match=r"an object or a style of the world toy; got 'chruch'"):

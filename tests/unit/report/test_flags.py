@@ -95,6 +95,7 @@ RAISED = {
     "overcome": {"slowness": synthetic.SLOWNESS},
     "benign-missing": {"plan": synthetic.plan(benign=())},
     "benign-harmed": {"change": rescored("imma", lambda i, v: v * 0.7, subject="teapot")},
+    "benign-untaught": {"change": rescored("control", lambda i, v: 0.1, subject="teapot")},
 }
 
 
