@@ -172,8 +172,8 @@ SGR: the share of the control's similarity that the defence takes away, mean ove
 interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Had the attack brought nothing
 back: the MSGR of a model that stays as it was before the attack; what exceeds it, the defence took before any
 attack. Clear of zero: for so many concepts the interval of every similarity is above zero. Steps ×: attack
-steps to reach {statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's, by the first
-measure that can tell (>: the attack ended first; ≥: the undefended model was back by the first look). Others
+steps to reach {statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's, by the
+first measure that can tell (>: the attack ended first; ≥: the undefended model was back by the first look). Others
 lose: points of accuracy on other concepts, of erasing against the base model and of the defence against the erased
 one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Not back: not
 within this attack, by any measure. Flags: `docs/flags.md`.
