@@ -64,7 +64,9 @@ BUDGETS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK, help=f"where stages keep checkpoints and results ({WORK})")
+    parser.add_argument(
+        "--work", type=Path, help=f"where stages keep checkpoints and results ({WORK}, of other budgets beside it)"
+    )
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="full")
     parser.add_argument("--until", choices=STAGES, default="ship", help="stop after this stage")
     parser.add_argument(
@@ -72,7 +74,9 @@ def main() -> None:
     )
     parser.add_argument("--ship", action="store_true", help="write the result into the package and docs/world")
     options = parser.parse_args()
-    budget, work = BUDGETS[options.budget], options.work
+    budget = BUDGETS[options.budget]
+    work = options.work or (WORK if options.budget == "full" else WORK.with_name(f"{WORK.name}-{options.budget}"))
+    _claim(work, options.budget)
     if options.reuse_autoencoder and not (work / "autoencoder" / "model").exists():
         shutil.copytree(PACKAGE / "generator" / "vae", work / "autoencoder" / "model")
     stages = {
@@ -95,6 +99,15 @@ def main() -> None:
     for name in STAGES[: STAGES.index(options.until) + 1]:
         print(f"== {name}", flush=True)
         stages[name]()
+
+
+def _claim(work: Path, budget: str) -> None:
+    """A finished stage is skipped, so a folder is of one budget for good."""
+    mark = work / "budget"
+    if mark.exists() and mark.read_text() != budget:
+        raise SystemExit(f"{work} is of the budget {mark.read_text()}: another --work for {budget}")
+    work.mkdir(parents=True, exist_ok=True)
+    mark.write_text(budget)
 
 
 if __name__ == "__main__":

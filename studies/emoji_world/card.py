@@ -53,6 +53,8 @@ LIMITS = """
 and the figures above before calling anything it does "generalisation".
 * `noto`/`blob`, `emojione`/`emojione v1` and `fluent`/`fluent flat` are relatives; both of each pair are on the same
 side of every split of styles, and where a study splits an object's pictures between attack and defence.
+* The judges' shapes were chosen by their scores on the fold and on `firefox`, which flatters these a little. The "real"
+figures beside the generator's are of pictures that the judges were trained on, before the autoencoder.
 
 ## Sources and licences
 

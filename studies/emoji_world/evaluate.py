@@ -7,6 +7,7 @@ finished pictures are kept, so it resumes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -90,7 +91,12 @@ def everything(scale: Scale) -> list[Wanted]:
 
 
 def generate(pipe, wanted: list[Wanted], cache: Path, steps: int, *, batch: int = 32) -> Tensor:
-    """Float pictures [n, 3, 64, 64] in [0, 1], 8-bit exact; finished batches are read back from ``cache``."""
+    """Float pictures [n, 3, 64, 64] in [0, 1], 8-bit exact; finished batches of the same model, prompts and seeds are
+    read back from ``cache``."""
+    what = hashlib.sha256(json.dumps([steps, GUIDANCE, [[w.prompt, w.seed] for w in wanted]]).encode())
+    for name, weights in sorted(pipe.unet.state_dict().items()):
+        what.update(name.encode() + weights.contiguous().numpy().tobytes())
+    cache = cache / what.hexdigest()[:12]
     cache.mkdir(parents=True, exist_ok=True)
     done = []
     for start in range(0, len(wanted), batch):
@@ -107,7 +113,7 @@ def generate(pipe, wanted: list[Wanted], cache: Path, steps: int, *, batch: int 
             ).images
             save_file({"pictures": (pictures.clamp(0, 1) * 255).round().byte()}, path.with_suffix(".part"))
             path.with_suffix(".part").rename(path)
-            print(f"generated {start + len(part)} of {len(wanted)} in {cache.name}", flush=True)
+            print(f"generated {start + len(part)} of {len(wanted)} in {cache.parent.name}", flush=True)
         done.append(load_file(path)["pictures"])
     return torch.cat(done).float() / 255
 

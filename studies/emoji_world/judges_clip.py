@@ -1,9 +1,9 @@
 """The image–text judge, which plays CLIP's part: trained by contrast on captions of pictures of the eight known styles.
 
-A vision transformer learns too slowly from so few pictures on two cores (`train_transformer` shows its curve), so the
-vision tower is convolutional: transformers' ``VisionTextDualEncoderModel`` with a ``ConvNextModel`` and a
-``CLIPTextModel``. (Of the towers that this class takes, ConvNext learned fastest; MobileNets, EfficientNet and LeViT
-hardly learned in the same time.) It looks at 48 px.
+A vision transformer learns too slowly from so few pictures on two cores, so the vision tower is convolutional:
+transformers' ``VisionTextDualEncoderModel`` with a ``ConvNextModel`` and a ``CLIPTextModel``. (Of the towers that this
+class takes, ConvNext learned fastest; MobileNets, EfficientNet and LeViT hardly learned in the same time.) It looks at
+48 px.
 
 Which caption fits which picture of a batch is known exactly, since a caption says an object, a style or both: all
 that fit are positives (one softmax with several targets), so two churches are never pushed apart by the caption "a
@@ -81,23 +81,6 @@ def build(tokenizer: Any) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def build_transformer(tokenizer: Any) -> nn.Module:
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
-
-    vision = CLIPVisionConfig(
-        image_size=PIXELS,
-        patch_size=8,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        projection_dim=WIDTH,
-    )
-    return CLIPModel(
-        CLIPConfig(text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
-    )
-
-
 def fits(said: list[tuple[str | None, str | None]], shown: list[tuple[str, str]]) -> Tensor:
     """bool [captions, pictures]: is all that a caption says (object, style; None where silent) true of a picture?"""
     return torch.tensor([[o in (None, name) and s in (None, style) for name, style in shown] for o, s in said])
@@ -171,15 +154,6 @@ def train_clip(work: Path, *, steps: int, batch: int = 128, seed: int = 13) -> N
     judges.save_model(model, judges.folder(work, "clip") / "model", pixels=PIXELS)
     tokenizer.save_pretrained(judges.folder(work, "clip") / "model")
     judges.write_report(work, "clip", report)
-
-
-def train_transformer(work: Path, *, steps: int, batch: int = 128, seed: int = 13) -> None:
-    """The same training of a plain ``CLIPModel`` (ViT, patch 8), for ``clip_transformer/curve.jsonl`` only."""
-    tokenizer = captions.train_tokenizer(judges.folder(work, "clip_transformer") / "tokenizer")
-    torch.manual_seed(seed)
-    judge = Judge(build_transformer(tokenizer), tokenizer)
-    report = _train(work, "clip_transformer", judge, steps=steps, batch=batch, seed=seed)
-    judges.write_report(work, "clip_transformer", report)
 
 
 def _train(work: Path, name: str, judge: Judge, *, steps: int, batch: int, seed: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 a kill.
 
 Every draw of step *k* comes from a generator seeded by (seed, k), so a resumed run continues exactly as an
-uninterrupted one. Checkpoints are safetensors (weights, their average, both moments) with the step in the header.
+uninterrupted one. Checkpoints are safetensors (weights, their average, both moments) with the step and the plan in the
+header.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -88,13 +89,18 @@ class Run:
             tensors |= {f"buffer/{module_name}.{n}": b for n, b in module.named_buffers()}
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self._checkpoint.with_suffix(".part")
-        save_file({n: t.contiguous().clone() for n, t in tensors.items()}, part, metadata={"step": str(self.step)})
+        save_file({n: t.contiguous().clone() for n, t in tensors.items()}, part, metadata=self._header())
         part.replace(self._checkpoint)
+
+    def _header(self) -> dict[str, str]:
+        return {"step": str(self.step), "plan": json.dumps(asdict(self.plan), sort_keys=True)}
 
     def _load(self) -> None:
         if not self._checkpoint.exists():
             return
         with safe_open(self._checkpoint, framework="pt") as file, torch.no_grad():
+            if file.metadata().get("plan") != self._header()["plan"]:
+                raise SystemExit(f"{self._checkpoint} is of another plan: remove its folder, or work in another one")
             self.step = int(file.metadata()["step"])
             present = set(file.keys())
             for name, parameter in self.parameters.items():
@@ -184,8 +190,3 @@ def grid(images: Tensor, columns: int, path: Path, *, scale: int = 1) -> None:
     picture = Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).numpy())
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
-
-
-def batches(items: Tensor, size: int, generator: torch.Generator) -> Iterable[Tensor]:
-    order = items[torch.randperm(len(items), generator=generator)]
-    return order.split(size)

@@ -1,4 +1,4 @@
-"""The parts of the judges' training that have a right answer."""
+"""The parts of the recipe's training that have a right answer."""
 
 import sys
 from pathlib import Path
@@ -116,3 +116,29 @@ def test_a_stronger_distortion_changes_more_and_none_changes_nothing(recipe, gen
 def test_rank_correlation_is_spearmans(recipe):
     values = torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1], [1, 3, 2, 4], [5, 5, 5, 5]])
     torch.testing.assert_close(recipe("judges_lpips").rank_correlation(values), torch.tensor([1.0, -1, 0.8, 0]))
+
+
+def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path, recipe):
+    training = recipe("training")
+
+    def train(folder, *, until=None, steps=12):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+        run = training.Run({"net": net}, training.Plan(steps=steps, rate=1e-2, warmup=2), folder)
+
+        def loss(step, generator):
+            if step == until:
+                run.save()
+                raise KeyboardInterrupt
+            return net(torch.randn(2, 3, 8, 8, generator=generator)).square().mean()
+
+        run.loop(loss)
+        return {**net.state_dict(), **run.average}
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", until=5)
+    resumed = train(tmp_path / "killed")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    with pytest.raises(SystemExit, match="of another plan"):
+        train(tmp_path / "killed", steps=24)

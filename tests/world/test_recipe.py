@@ -28,6 +28,9 @@ def test_all_stages_run_resume_and_pack_a_world(tmp_path):
     assert second.returncode == 0, second.stderr[-2000:]
     assert (tmp_path / "work" / "data" / "index.json").stat().st_mtime_ns == rendered, "a finished stage was repeated"
 
+    other = subprocess.run([*command[:-1], "full"], capture_output=True, text=True, check=False)
+    assert "is of the budget smoke" in other.stderr
+
     packed = tmp_path / "work" / "package"
     described = json.loads((packed / "world.json").read_text())
     assert {row["split"] for row in described["objects"]} == {"trained", "held_out", "fold"}
