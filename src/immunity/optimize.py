@@ -176,7 +176,7 @@ def fit(
     optimizer: AnyOptimizer,
     clip: float | None = 1.0,
     maximize: bool = False,
-    shares: Sequence[float] | None = None,
+    lr_factors: Sequence[float] | None = None,
     checkpoint: Checkpoint | None = None,
     label: str = "",
     on_step: Callable[[int, StepResult], None] | None = None,
@@ -184,10 +184,10 @@ def fit(
     """Minimises (or maximises) `loss(step, generator)` over `parameters`, in place; gives the result of each step.
 
     The parameters are thawed for the length of the fit. Everything random in the loss comes from the generator. Of
-    several losses of a step it is the mean; see `Stepper.step`, also for `shares`.
+    several losses of a step it is the mean; see `Stepper.step`, also for `lr_factors`.
     """
     parameters = list(parameters)
-    stepper = Stepper(parameters, optimizer, clip=clip, maximize=maximize, shares=shares)
+    stepper = Stepper(parameters, optimizer, clip=clip, maximize=maximize, lr_factors=lr_factors)
     loop = Loop({"fit": stepper}, steps=steps, seed=seed, checkpoint=checkpoint, label=label, on_step=on_step)
 
     def body(step: int, generator: torch.Generator) -> StepResult:

@@ -33,7 +33,7 @@ class Schedule:
         one_of(self, "kind", get_args(ScheduleKind))
         at_least(self, 0, "warmup", "steps")
 
-    def share(self, step: int) -> float:
+    def factor(self, step: int) -> float:
         """In step `step`, from 0. No step has a rate of zero, as it would teach nothing."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)

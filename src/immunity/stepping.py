@@ -51,9 +51,9 @@ class Stepper:
         *,
         clip: float | None = None,
         maximize: bool = False,
-        shares: Sequence[float] | None = None,
+        lr_factors: Sequence[float] | None = None,
     ) -> None:
-        """`shares`: of the learning rate, for each parameter."""
+        """`lr_factors`: of the learning rate, for each parameter."""
         self.parameters = list(parameters)
         if not self.parameters:
             raise ImmunityError(expected="parameters to train", got="none", remedy="another group of parameters")
@@ -66,7 +66,7 @@ class Stepper:
         if clip is not None and not clip > 0:
             raise ImmunityError(expected="a gradient clip above zero", got=str(clip), remedy="1.0, or None for no clip")
         self._settings, self._clip, self._maximize = optimizer, clip, maximize
-        self._shares = None if shares is None or set(shares) == {1.0} else list(shares)
+        self._lr_factors = None if lr_factors is None or set(lr_factors) == {1.0} else list(lr_factors)
         self.reset()
 
     def reset(self) -> None:
@@ -80,20 +80,22 @@ class Stepper:
         self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
 
     def _groups(self) -> Parameters:
-        if self._shares is None:
+        if self._lr_factors is None:
             return self._masters
         return [
             {
-                "params": [master for master, own in zip(self._masters, self._shares, strict=True) if own == share],
-                "lr": self._settings.lr * share,
+                "params": [
+                    master for master, own in zip(self._masters, self._lr_factors, strict=True) if own == factor
+                ],
+                "lr": self._settings.lr * factor,
             }
-            for share in dict.fromkeys(self._shares)
+            for factor in dict.fromkeys(self._lr_factors)
         ]
 
-    def step(self, loss: Tensor | Iterable[Tensor], *, share: float = 1.0) -> StepResult:
+    def step(self, loss: Tensor | Iterable[Tensor], *, lr_factor: float = 1.0) -> StepResult:
         """One step down `loss` (up, with `maximize`). The parameters must be `thawed`.
 
-        Several losses are averaged; each is computed only after the gradient of the one before has been taken. `share`
+        Several losses are averaged; each is computed only after the gradient of the one before has been taken. `lr_factor`
         is of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the
         loss or its gradient is not finite.
         """
@@ -106,9 +108,9 @@ class Stepper:
         factor = 1.0 if self._clip is None else (self._clip / (norm + 1e-6)).clamp(max=1.0)
         for master, gradient in zip(self._masters, gradients, strict=True):
             master.grad = None if gradient is None else _laid_out(gradient, master).mul_(factor)
-        share *= self._settings.schedule.share(self._taken)
+        lr_factor *= self._settings.schedule.factor(self._taken)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * share
+            group["lr"] = rate * lr_factor
         self._optimizer.step()
         self._taken += 1
         with torch.no_grad():

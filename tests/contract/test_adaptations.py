@@ -286,8 +286,8 @@ def test_half_precision_weights_are_left_as_they_were(folder, adaptation):
     images = torch.rand(2, 3, model.resolution, model.resolution, generator=torch.Generator().manual_seed(0))
     before = hash_tensors(model.parameters("all"))
     with adaptation.attach(model, seed=0) as phi:
-        decomposed = any("magnitude" in name for name in phi.named())
-        low_rank = {value for name, value in phi.named().items() if "lora_" in name and not decomposed}
+        decomposed = any("magnitude" in name for name in phi.named_parameters())
+        low_rank = {value for name, value in phi.named_parameters().items() if "lora_" in name and not decomposed}
         assert {value.dtype for value in low_rank} <= {torch.bfloat16}
         assert {value.dtype for value in phi.parameters() if value not in low_rank} <= {torch.float32}
     result = adapt(model, Examples(images, ("church",) * 2, ("a", "b")), adaptation, seed=0)
@@ -332,9 +332,12 @@ def test_nothing_is_trained_in_float16(folder):
 @pytest.mark.parametrize("family", FIRST)
 def test_lora_begins_as_the_paper_has_it(model):
     with Lora(rank=4).attach(model, seed=0) as phi:
-        down = torch.cat([value.flatten() for name, value in phi.named().items() if "lora_A" in name])
-        up = torch.cat([value.flatten() for name, value in phi.named().items() if "lora_B" in name])
-        assert len(phi.named()) == 2 * sum(name.endswith("to_q.weight") for name in model.parameters("attention")) * 4
+        down = torch.cat([value.flatten() for name, value in phi.named_parameters().items() if "lora_A" in name])
+        up = torch.cat([value.flatten() for name, value in phi.named_parameters().items() if "lora_B" in name])
+        assert (
+            len(phi.named_parameters())
+            == 2 * sum(name.endswith("to_q.weight") for name in model.parameters("attention")) * 4
+        )
     assert abs(down.mean()) < 0.02
     assert abs(down.std() - 1 / 4) < 0.02
     assert not up.any()

@@ -43,12 +43,12 @@ def ours(folder, dtype: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict
         start = torch.Generator().manual_seed(1)
         phi = {
             name: (0.1 * torch.randn(value.shape, generator=start)).bfloat16().to(value.dtype)
-            for name, value in attached.named().items()
+            for name, value in attached.named_parameters().items()
         }
         attached.load_state_dict(phi)
         theta = model.parameters("attention")
         levels = []
-        for level in (dict(attached.named()), theta):
+        for level in (dict(attached.named_parameters()), theta):
             with thawed(level.values()):
                 generator = source()
                 loss = ATTACK.loss(model, ATTACK.draw(batches, 0, seed=0, generator=generator), generator)

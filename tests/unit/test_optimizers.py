@@ -18,11 +18,11 @@ def weights(seed: int = 0) -> nn.Parameter:
 
 
 def test_schedules():
-    assert [Schedule().share(step) for step in (0, 7, 1000)] == [1.0] * 3
+    assert [Schedule().factor(step) for step in (0, 7, 1000)] == [1.0] * 3
     warm = Schedule(warmup=3)
-    assert [warm.share(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [warm.factor(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     cosine = Schedule(kind="cosine", warmup=2, steps=10)
-    shares = [cosine.share(step) for step in range(12)]
+    shares = [cosine.factor(step) for step in range(12)]
     assert shares[2] == 1.0
     assert shares[6] == pytest.approx(0.5)
     assert shares[2:] == sorted(shares[2:], reverse=True)
@@ -97,11 +97,11 @@ def test_half_precision_parts_add_up():
 
 def test_shares_are_of_the_rate():
     slow, fast = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    stepper = Stepper([fast, slow], Sgd(lr=0.1), shares=[1.0, 0.1])
+    stepper = Stepper([fast, slow], Sgd(lr=0.1), lr_factors=[1.0, 0.1])
     stepper.step(fast.sum() + slow.sum())
     assert fast.item() == pytest.approx(-0.1)
     assert slow.item() == pytest.approx(-0.01)
-    stepper.step(fast.sum() + slow.sum(), share=2.0)
+    stepper.step(fast.sum() + slow.sum(), lr_factor=2.0)
     assert fast.item() == pytest.approx(-0.3)
     assert slow.item() == pytest.approx(-0.03)
     stepper.step(fast.sum() + slow.sum())

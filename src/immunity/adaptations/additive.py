@@ -76,7 +76,7 @@ class AdditivePhi(Attached):
         }
         self.sums = {name: _Sum(value) for name, value in self._phi.items()}
 
-    def named(self) -> Mapping[str, nn.Parameter]:
+    def named_parameters(self) -> Mapping[str, nn.Parameter]:
         return self._phi
 
     def reset(self, seed: int) -> None:  # noqa: ARG002 (nothing is drawn)

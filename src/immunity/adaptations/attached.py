@@ -18,7 +18,7 @@ class Attached(ABC):
     """φ while it is part of a model's forward pass. θ is never among its parameters."""
 
     @abstractmethod
-    def named(self) -> Mapping[str, nn.Parameter]:
+    def named_parameters(self) -> Mapping[str, nn.Parameter]:
         """φ by name. Frozen: who trains it thaws it."""
 
     @abstractmethod
@@ -44,32 +44,36 @@ class Attached(ABC):
         """The words that φ adds to the model's."""
         return ()
 
-    def shares(self) -> Sequence[float]:
+    def lr_factors(self) -> Sequence[float]:
         """Of the learning rate, for each parameter."""
-        return [1.0] * len(self.named())
+        return [1.0] * len(self.named_parameters())
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.named().values())
+        return list(self.named_parameters().values())
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.named().items()}
+        return {name: value.detach().clone() for name, value in self.named_parameters().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, value in self.named().items():
+            for name, value in self.named_parameters().items():
                 value.copy_(state[name])
 
 
 class Together(Attached):
     """Several φ as one."""
 
-    def __init__(self, parts: Mapping[str, Attached], shares: Mapping[str, float] | None = None) -> None:
-        """`shares`: of the learning rate, for all parameters of a part; all of it for parts without."""
+    def __init__(self, parts: Mapping[str, Attached], lr_factors: Mapping[str, float] | None = None) -> None:
+        """`lr_factors`: of the learning rate, for all parameters of a part; all of it for parts without."""
         self._parts = dict(parts)
-        self._shares = dict(shares or {})
+        self._lr_factors = dict(lr_factors or {})
 
-    def named(self) -> Mapping[str, nn.Parameter]:
-        return {f"{part}.{name}": value for part, phi in self._parts.items() for name, value in phi.named().items()}
+    def named_parameters(self) -> Mapping[str, nn.Parameter]:
+        return {
+            f"{part}.{name}": value
+            for part, phi in self._parts.items()
+            for name, value in phi.named_parameters().items()
+        }
 
     def reset(self, seed: int) -> None:
         for part, phi in self._parts.items():
@@ -91,16 +95,18 @@ class Together(Attached):
     def tokens(self) -> tuple[LearnedToken, ...]:
         return tuple(token for phi in self._parts.values() for token in phi.tokens())
 
-    def shares(self) -> Sequence[float]:
-        return [self._shares.get(part, 1.0) * share for part, phi in self._parts.items() for share in phi.shares()]
+    def lr_factors(self) -> Sequence[float]:
+        return [
+            self._lr_factors.get(part, 1.0) * factor for part, phi in self._parts.items() for factor in phi.lr_factors()
+        ]
 
 
 @contextmanager
 def together(
-    seed: int, parts: Mapping[str, AbstractContextManager[Attached]], shares: Mapping[str, float] | None = None
+    seed: int, parts: Mapping[str, AbstractContextManager[Attached]], lr_factors: Mapping[str, float] | None = None
 ) -> Iterator[Together]:
     """Attaches the parts in order, initialised from the seed."""
     with ExitStack() as stack:
-        phi = Together({name: stack.enter_context(part) for name, part in parts.items()}, shares)
+        phi = Together({name: stack.enter_context(part) for name, part in parts.items()}, lr_factors)
         phi.reset(seed)
         yield phi

@@ -284,7 +284,7 @@ def adapt(
             seed=seed,
             optimizer=adaptation.descent(adaptation.steps),
             clip=adaptation.clip,
-            shares=phi.shares(),
+            lr_factors=phi.lr_factors(),
             checkpoint=checkpoint,
             label=journal.label,
             on_step=on_step,

@@ -68,7 +68,7 @@ class TokenRows(Attached):
         finally:
             self.word.__enter__()
 
-    def named(self) -> Mapping[str, nn.Parameter]:
+    def named_parameters(self) -> Mapping[str, nn.Parameter]:
         return self._phi
 
     @torch.no_grad()

@@ -84,7 +84,7 @@ class PeftLayers(Attached):
     def initialise(self, name: str, value: Tensor, base: Tensor, generator: torch.Generator) -> None:
         """Fills one parameter of φ in place; `base` is the weight of θ that it is beside."""
 
-    def named(self) -> Mapping[str, nn.Parameter]:
+    def named_parameters(self) -> Mapping[str, nn.Parameter]:
         return self._phi
 
     def reset(self, seed: int) -> None:

@@ -126,7 +126,7 @@ class Imma:
                         count = cycle * self.inner + phase
                         x_a = opponent.batches
                         losses = adaptation.losses(model, x_a, count, seed=inner_order, generator=generator)
-                        return opponent.stepper.step(losses, share=opponent.share)
+                        return opponent.stepper.step(losses, lr_factor=opponent.lr_factor)
                 with thawed(theta.values()):
                     count = cycle * self.outer + phase - self.inner
                     size = self.outer_batch or adaptation.batch

@@ -25,7 +25,7 @@ class Opponent:
     phi: Attached
     stepper: Stepper
     """Takes its steps."""
-    share: float
+    lr_factor: float
     """Of its learning rate, this time."""
 
 
@@ -80,8 +80,8 @@ class Opponents:
             self._put_away()
             self._present = self._attach(number, adaptation)
             self._number = number
-        if self._present.share != factor:
-            self._present = replace(self._present, share=factor)
+        if self._present.lr_factor != factor:
+            self._present = replace(self._present, lr_factor=factor)
         return self._present
 
     def _draw(self, turn: int) -> Drawn:
@@ -100,7 +100,7 @@ class Opponents:
         descent = adaptation.descent(self._steps * sum(self._draw(turn).number == number for turn in turns))
         if self._lr is not None:
             descent = replace(descent, lr=self._lr)
-        stepper = Stepper(phi.parameters(), descent, clip=adaptation.clip, shares=phi.shares())
+        stepper = Stepper(phi.parameters(), descent, clip=adaptation.clip, lr_factors=phi.lr_factors())
         if number in self._states:
             stepper.load_state_dict(self._states.pop(number))
         return Opponent(adaptation, self._batches[number], phi, stepper, 1.0)
