@@ -95,8 +95,8 @@ class Stepper:
     def step(self, loss: Tensor | Iterable[Tensor], *, lr_factor: float = 1.0) -> StepResult:
         """One step down `loss` (up, with `maximize`). The parameters must be `thawed`.
 
-        Several losses are averaged; each is computed only after the gradient of the one before has been taken. `lr_factor`
-        is of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the
+        Several losses are averaged; each is computed only after the gradient of the one before has been taken.
+        `lr_factor` is of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the
         loss or its gradient is not finite.
         """
         mean, gradients = self._mean_gradients([loss] if isinstance(loss, Tensor) else loss)

@@ -25,8 +25,8 @@ class RandomPerturbation:
     norm: float = 1.0
     """Euclidean norm of the whole change. With `like`, each tensor's own."""
     like: str | None = None
-    """File of a delta made on this model as it stands, whose change each tensor's change equals in norm. In a study, the
-    name of the defence whose delta that is."""
+    """File of a delta made on this model as it stands, whose change each tensor's change equals in norm. In a study,
+    the name of the defence whose delta that is."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "norm")
