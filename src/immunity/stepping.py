@@ -96,8 +96,8 @@ class Stepper:
         """One step down `loss` (up, with `maximize`). The parameters must be `thawed`.
 
         Several losses are averaged; each is computed only after the gradient of the one before has been taken.
-        `lr_factor` is of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they were, if the
-        loss or its gradient is not finite.
+        `lr_factor` is of the learning rate, for this step. Raises `DivergedError`, and leaves the parameters as they
+        were, if the loss or its gradient is not finite.
         """
         mean, gradients = self._mean_gradients([loss] if isinstance(loss, Tensor) else loss)
         norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
