@@ -6,6 +6,12 @@
 Three objects, erased with UCE and immunized by IMMA against one LoRA, whose deltas all studies share. "as-expected" is
 that LoRA; the others differ from it in one thing. Their controls do too, so SGR compares like with like; the steps
 that each attack needs are in its own curves. With ten times the steps the first looks are those of the others.
+
+What it showed (MSGR by CLIP's part; how much of the objects the classifier sees at the end, without IMMA and with it):
+as expected 41%, 96 and 38%. More of the same overcomes it: ten times the steps 99 and 96%, three times the rate 25%, 99
+and 90%, ten times 12%, 97 and 81%; rank 64 24%, 96 and 96%. So do other words: a synonym 12%, 88 and 69%; no name 15%,
+75 and 44%; a rare token 20%, 75 and 50%. One real picture in place of twenty drawn ones is a stronger attack: 100 and
+85%. By an unseen vendor it fails on two of the three objects without a defence too, and lower rates do on all.
 """
 
 from dataclasses import replace
