@@ -15,7 +15,7 @@ from immunity.files.hub import UnavailableError, download
 from immunity.files.tensors import TensorFile, read_tensors
 from immunity.files.weights import Weights
 from immunity.inside import check_all_inside
-from immunity.models.folders import UNREADABLE, quiet_libraries, read_index, readable
+from immunity.models.folders import quiet_libraries, read_index, readable
 from immunity.models.trust import check_part, scheduler_class
 
 _TEXT = "cond_stage_model.transformer."
@@ -106,7 +106,7 @@ def convert(path: Path, folder: Path, *, config: str | Path | None = None) -> Pa
             pipeline.save_pretrained(folder, safe_serialization=True)
         except MemoryError:
             raise
-        except UNREADABLE as error:
+        except Exception as error:
             raise ImmunityError(
                 expected=f"a whole {family} whose parts have the sizes of {settings}",
                 got=f"{path} ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})",

@@ -13,10 +13,6 @@ from torch import nn
 from immunity.errors import ImmunityError
 from immunity.models.trust import check_part, scheduler_class
 
-UNREADABLE = (Exception,)
-"""What diffusers, transformers and safetensors raise on a damaged or incomplete folder: whatever a wrong setting leads
-to, up to a division by zero, and classes of their own."""
-
 _TYPES = {"F16": torch.float16, "BF16": torch.bfloat16}
 _VARIANTS = {name: re.compile(rf"\.{name}[.-]") for name in ("fp16", "bf16")}
 """How they show in names: `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`, `….index.fp16.json`."""
@@ -125,12 +121,12 @@ def read_parts(
 
 @contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """What goes wrong in the block is the folder's fault, but for memory."""
+    """What goes wrong in the block is the folder's fault, but for memory: a wrong setting may lead to anything."""
     try:
         yield
     except (ImmunityError, MemoryError, torch.OutOfMemoryError):
         raise
-    except UNREADABLE as error:
+    except Exception as error:
         raise ImmunityError(
             expected="a complete diffusers folder with safetensors weights",
             got=f"{folder} ({str(error).strip() or type(error).__name__})",
