@@ -1,7 +1,7 @@
 """From records to pairs: one concept, one arm, set against the control, with all that bears on how far to trust it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,6 +70,20 @@ class Comparison:
     def clear(self) -> tuple[bool, ...]:
         """For each of these, whether the whole interval of the mean gap is above zero."""
         return tuple(self.summaries[metric.name].sgr_mean.interval().low > 0 for metric in self.judged_by)
+
+    def where_defined(self, measure: Callable[[Summary], float]) -> dict[str, float]:
+        """The measure by metric, without those that have none."""
+        found = {name: measure(summary) for name, summary in self.summaries.items()}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def title(self, metric: str) -> str:
+        return next(each.title for each in self.metrics if each.name == metric)
+
+    def names(self, metrics: Iterable[str]) -> str:
+        return ", ".join(map(self.title, metrics))
+
+    def percents(self, values: Mapping[str, float]) -> str:
+        return ", ".join(f"{value:.0%} ({self.title(name)})" for name, value in values.items())
 
     def paired(self, metric: str) -> Paired:
         return Paired(

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from immunity.report import flags
+from immunity.report import defence_flags, flags
 from immunity.report.comparison import compare
 
 from tests import synthetic
 
 DOCS = Path(__file__).parents[3] / "docs" / "flags.md"
-SOURCE = Path(flags.__file__)
+SOURCE = "".join(Path(each.__file__).read_text(encoding="utf-8") for each in (flags, defence_flags))
 
 
 def found(tmp_path, *, arm="imma", plan=None, change=None, **options):
@@ -192,5 +192,5 @@ def test_a_control_that_scores_nothing_breaks_no_check(tmp_path):
 
 def test_every_code_is_documented_and_no_other():
     documented = set(re.findall(r"^### (\S+)$", DOCS.read_text(encoding="utf-8"), flags=re.M))
-    assert documented == set(re.findall(r'code="([a-z-]+)"', SOURCE.read_text(encoding="utf-8")))
+    assert documented == set(re.findall(r'code="([a-z-]+)"', SOURCE))
     assert documented - {"unfinished"} == set(RAISED)
