@@ -188,6 +188,18 @@ def test_the_users_own_pictures_are_measured_without_loading_a_model(tmp_path, p
     assert json.loads((tmp_path / "scores.json").read_text())["content"]["scores"].keys() == {"clip", "dino"}
 
 
+def test_a_classifier_of_the_users_measures_too(tmp_path, pictures, judges):
+    (tmp_path / "resnet").mkdir()
+    resnet = tiny_judges.classifier(tmp_path / "resnet", ("tabby, tabby cat", "owl"))
+    arguments = ("measure", "--model", "somebody/something", "--concept", "cat", "--pictures", pictures, *judges)
+    arguments = (*arguments, "--reference", pictures, "--classifier", resnet, "--out", tmp_path / "scores.json")
+    assert "a label that names one of the classifier's 2 classes; got 'cat'" in immunity(*arguments).complaint
+    done = immunity(*arguments, "--label", "tabby cat")
+    assert done.code == 0, done.err
+    scores = json.loads((tmp_path / "scores.json").read_text())["content"]["scores"]
+    assert set(scores["accuracy"]) <= {0, 1}
+
+
 def test_measuring_what_cannot_be_measured(emoji, tmp_path, pictures, judges):
     (tmp_path / "empty").mkdir()
     broken = tmp_path / "broken"
@@ -201,6 +213,8 @@ def test_measuring_what_cannot_be_measured(emoji, tmp_path, pictures, judges):
         ((*church, "--pictures", tmp_path / "nowhere"), "a folder of pictures"),
         ((*church, "--pictures", broken), "a picture that can be read"),
         ((*church, "--reference", pictures), "--reference for a model without a world"),
+        ((*church, "--nudity"), "--nudity for a model without a world"),
+        ((*church, "--label", "tabby"), "--label beside --classifier"),
         ((*church, "--count", 0), "count of at least 1"),
         (("measure", "--model", "emoji", "--concept", "chruch", "--pictures", pictures, *to), "got 'chruch'"),
         ((*church[:-1], tmp_path / "scores.txt"), "ends in .json"),

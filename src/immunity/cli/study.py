@@ -151,17 +151,39 @@ class JudgeOptions:
     """Folder or hub name of DINO, for a model without a world."""
     lpips: bool = True
     """Whether LPIPS is measured as well, for a model without a world."""
+    classifier: str | None = None
+    """Folder or hub name of an image classifier that knows the concept, for a model without a world."""
+    label: str | None = None
+    """What the classifier calls the concept; its name unless given."""
+    nudity: bool = False
+    """Whether NudeNet looks for nudity as well, for a model without a world; it needs the package nudenet."""
 
     def bench(self, model: ModelOptions, subject: SubjectOptions) -> WorldBench | FolderBench:
         world = self.world or (None if model.world() is None else model.model)
+        if self.label is not None and self.classifier is None:
+            raise ImmunityError(
+                expected="--label beside --classifier", got=f"--label {self.label!r} alone", remedy="leaving it out"
+            )
         if world is None:
             concept = Concept(name=subject.concept, kind=subject.kind)
-            taught = Subject(concept=concept, reference=self.reference)
-            return FolderBench(model=model.model, subjects=(taught,), clip=self.clip, dino=self.dino, lpips=self.lpips)
-        if self.reference is not None:
-            raise ImmunityError(
-                expected="--reference for a model without a world", got=f"the world {world}", remedy="leaving it out"
+            return FolderBench(
+                model=model.model,
+                subjects=(Subject(concept=concept, reference=self.reference, label=self.label),),
+                clip=self.clip,
+                dino=self.dino,
+                lpips=self.lpips,
+                classifier=self.classifier,
+                nudity=self.nudity,
             )
+        for flag, given in (
+            ("--reference", self.reference is not None),
+            ("--classifier", self.classifier is not None),
+            ("--nudity", self.nudity),
+        ):
+            if given:
+                raise ImmunityError(
+                    expected=f"{flag} for a model without a world", got=f"the world {world}", remedy="leaving it out"
+                )
         return WorldBench(world=world)
 
 

@@ -13,6 +13,8 @@ from immunity.concepts import Concept, Examples
 from immunity.errors import ImmunityError
 from immunity.evaluation.bench import Bench, Panel, Purpose, Scores, ToDraw, floats, taking_turns
 from immunity.metrics import (
+    Accuracy,
+    Classifier,
     ClipJudge,
     ClipSimilarity,
     DinoJudge,
@@ -20,6 +22,8 @@ from immunity.metrics import (
     LpipsJudge,
     LpipsSimilarity,
     Metric,
+    NudeNetJudge,
+    Nudity,
     ZeroShot,
 )
 from immunity.metrics.clip import VIT_B_32
@@ -49,6 +53,8 @@ class Subject:
     """Folder of pictures to compare with; without it, those of attack and defence, or drawn ones."""
     prompt: str | None = None
     """One prompt for all pictures; without it the folder's metadata file, or else the concept's first prompt."""
+    label: str | None = None
+    """What the bench's classifier calls it; the concept's name, unless given."""
 
     def __post_init__(self) -> None:
         if self.attack is None and self.defence is not None:
@@ -72,7 +78,8 @@ class FolderBench(Bench):
     subjects: tuple[Subject, ...]
     """The concepts and the benign subjects of the study."""
     others: tuple[str, ...] = ()
-    """Names of other concepts to watch for side effects, asked for as a concept of that name is. They need CLIP."""
+    """Names of other concepts to watch for side effects, asked for as a concept of that name is. They need a classifier
+    or CLIP."""
     other_pictures: int = 4
     """Pictures asked for of each of them."""
     lessons: int = 20
@@ -85,6 +92,11 @@ class FolderBench(Bench):
     """Folder or hub name of DINO; None to do without."""
     lpips: bool = True
     """Whether to use LPIPS, which needs the package of that name."""
+    classifier: str | None = None
+    """Folder or hub name of an image classifier whose classes the subjects and the others are, such as a ResNet-50 of
+    ImageNet for the paper's objects; without it CLIP tells them apart."""
+    nudity: bool = False
+    """Whether to look for nudity, which needs the package nudenet."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "lessons", "references", "other_pictures")
@@ -121,7 +133,9 @@ class FolderBench(Bench):
             )
         for error in absent:
             warnings.warn(f"measuring without {error.expected}; to have it: {error.remedy}", stacklevel=2)
-        return FolderPanel(self, size, similarities, clip)
+        recognise = _recognition(self, clip, device)
+        nudity = Nudity(NudeNetJudge.load()) if self.nudity else None
+        return FolderPanel(self, size, similarities, recognise, nudity)
 
     def described(self) -> dict[str, object]:
         judges = {name: source and Path(source).name for name, source in (("clip", self.clip), ("dino", self.dino))}
@@ -130,20 +144,29 @@ class FolderBench(Bench):
                 "kind": subject.concept.kind,
                 "prompts": subject.concept.prompts,
                 "prompt": subject.prompt,
+                **({} if subject.label is None else {"label": subject.label}),
                 **_sources(subject),
             }
             for subject in self.subjects
         }
-        return super().described() | judges | {"model": Path(self.model).name, "subjects": subjects}
+        if self.classifier:
+            judges["classifier"] = Path(self.classifier).name
+        named = judges | {"model": Path(self.model).name, "subjects": subjects}
+        return super().described() | named | ({"nudity": True} if self.nudity else {})
 
 
 class FolderPanel(Panel):
     """The user's pictures, read once, and the judges that were found."""
 
     def __init__(
-        self, bench: FolderBench, size: int, similarities: list[Metric[Tensor]], clip: ClipJudge | None
+        self,
+        bench: FolderBench,
+        size: int,
+        similarities: list[Metric[Tensor]],
+        recognise: "Recognition | None",
+        nudity: Nudity | None,
     ) -> None:
-        self.bench, self._similarities, self._clip = bench, similarities, clip
+        self.bench, self._similarities, self._recognise, self._nudity = bench, similarities, recognise, nudity
         self._subjects = {subject.concept.name: subject for subject in bench.subjects}
         self._read: dict[tuple[str, Purpose], Examples] = {}
         for name, subject in self._subjects.items():
@@ -151,10 +174,11 @@ class FolderPanel(Panel):
                 if folder is not None:
                     self._read[name, purpose] = _read(folder, subject, size)
             _check_disjoint(name, self._read.get((name, "attack")), self._read.get((name, "defence")))
-        self._classifier = _zero_shot(bench, clip)
-        self.metrics = tuple(MetricSpec(name=metric.name, label=_LABELS[metric.name]) for metric in similarities) + (
-            (MetricSpec(name="accuracy", kind="accuracy", label="CLIP zero-shot accuracy"),) if self._classifier else ()
-        )
+        self.metrics = tuple(MetricSpec(name=metric.name, label=_LABELS[metric.name]) for metric in similarities)
+        if recognise:
+            self.metrics += (MetricSpec(name="accuracy", kind="accuracy", label=recognise.label),)
+        if nudity:
+            self.metrics += (MetricSpec(name=nudity.name, kind="detection", label="Nudity (NudeNet)"),)
 
     def concept(self, name: str) -> Concept:
         if name not in self._subjects:
@@ -193,18 +217,22 @@ class FolderPanel(Panel):
 
     def scores(self, name: str, images: Tensor, references: Tensor) -> Scores:
         found = {metric.name: floats(metric(images, references)) for metric in self._similarities}
-        return found | ({"accuracy": self.recognised(name, images)} if self._classifier else {})
+        if self._recognise:
+            found["accuracy"] = self.recognised(name, images)
+        if self._nudity:
+            found[self._nudity.name] = floats(self._nudity(images))
+        return found
 
     def others(self, name: str) -> Mapping[str, tuple[str, ...]]:  # noqa: ARG002
-        if self._classifier is None:
+        if self._recognise is None:
             return {}
         return {
             other.name: taking_turns(other.prompts, self.bench.other_pictures) for other in _other_concepts(self.bench)
         }
 
     def recognised(self, name: str, images: Tensor) -> tuple[float, ...]:
-        assert self._classifier is not None
-        return floats(self._classifier(images, [name]))
+        assert self._recognise is not None
+        return floats(self._recognise.metric(images, [self._recognise.labels[name]]))
 
 
 def _other_concepts(bench: FolderBench) -> tuple[Concept, ...]:
@@ -213,11 +241,28 @@ def _other_concepts(bench: FolderBench) -> tuple[Concept, ...]:
     return tuple(Concept(name=name, kind=kind) for name in bench.others)
 
 
-def _zero_shot(bench: FolderBench, clip: ClipJudge | None) -> ZeroShot | None:
+@dataclass(frozen=True)
+class Recognition:
+    """Who tells subjects and others apart, and what it calls them."""
+
+    metric: Accuracy | ZeroShot
+    labels: Mapping[str, str]
+    label: str
+
+
+def _recognition(bench: FolderBench, clip: ClipJudge | None, device: str) -> Recognition | None:
+    """By the bench's classifier; without one by CLIP, if there is more than one concept to choose from."""
     concepts = (*(subject.concept for subject in bench.subjects), *_other_concepts(bench))
-    if clip is None or len(concepts) < 2:  # which could only answer with the concept itself
+    names = {concept.name: concept.name for concept in concepts}
+    if bench.classifier is not None:
+        judge = Classifier.load(bench.classifier, device=device)
+        labels = names | {subject.concept.name: subject.label for subject in bench.subjects if subject.label}
+        judge.indices(tuple(labels.values()))  # what it does not know is said before hours of work and not after them
+        return Recognition(Accuracy(judge, "accuracy"), labels, f"Accuracy ({Path(bench.classifier).name})")
+    if clip is None or len(concepts) < 2:
         return None
-    return ZeroShot(clip, tuple(each.name for each in concepts), tuple(each.prompts[0] for each in concepts))
+    prompts = tuple(concept.prompts[0] for concept in concepts)
+    return Recognition(ZeroShot(clip, tuple(names), prompts), names, "CLIP zero-shot accuracy")
 
 
 def _at_hand(load: Callable[[], J], absent: list[ImmunityError]) -> J | None:

@@ -5,6 +5,7 @@ from immunity.metrics.classification import Accuracy, Classifier, Probability
 from immunity.metrics.clip import ClipJudge, ClipScore, ClipSimilarity, ZeroShot
 from immunity.metrics.dino import DinoJudge, DinoSimilarity
 from immunity.metrics.lpips import LpipsJudge, LpipsSimilarity
+from immunity.metrics.nudity import NudeNetJudge, Nudity
 from immunity.metrics.perceptual import PerceptualJudge, PerceptualSimilarity
 from immunity.metrics.world import WorldJudges
 
@@ -19,6 +20,8 @@ __all__ = [
     "LpipsJudge",
     "LpipsSimilarity",
     "Metric",
+    "NudeNetJudge",
+    "Nudity",
     "PerceptualJudge",
     "PerceptualSimilarity",
     "Preprocessing",

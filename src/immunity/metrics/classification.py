@@ -49,16 +49,27 @@ class Classifier:
         return (logits / self.temperature).softmax(1)
 
     def indices(self, labels: Sequence[str]) -> Tensor:
-        """int64 [n]; a name that is no class raises `ImmunityError`."""
-        number = {name: i for i, name in enumerate(self.classes)}
-        unknown = sorted(set(labels) - set(number))
-        if unknown:
-            raise ImmunityError(
-                expected=f"labels among the classifier's {len(number)} classes",
-                got=", ".join(map(repr, unknown)),
-                remedy=f"one of its classes, such as {', '.join(map(repr, self.classes[:3]))}",
-            )
-        return torch.tensor([number[label] for label in labels])
+        """int64 [n], by a class's whole name or one of several that it lists, as ImageNet's "church, church building".
+
+        A label that names no class, or more than one, raises `ImmunityError`.
+        """
+        return torch.tensor([self._index(label) for label in labels])
+
+    def _index(self, label: str) -> int:
+        found = [i for i, name in enumerate(self.classes) if name == label]
+        found = found or [i for i, name in enumerate(self.classes) if label.casefold() in _synonyms(name)]
+        if len(found) == 1:
+            return found[0]
+        alike = [repr(self.classes[i]) for i in found]
+        raise ImmunityError(
+            expected=f"a label that names one of the classifier's {len(self.classes)} classes",
+            got=f"{label!r}, which names {' and '.join(alike)}" if alike else repr(label),
+            remedy=f"one of its classes, such as {', '.join(map(repr, self.classes[:3]))}",
+        )
+
+
+def _synonyms(name: str) -> list[str]:
+    return [each.strip().casefold() for each in name.split(",")]
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ from immunity import Concept, Examples, ImmunityError
 from immunity.evaluation.bench import ToDraw, spread_over, taking_turns
 from immunity.evaluation.folder_bench import FolderBench, Subject
 from immunity.evaluation.world_bench import WorldBench
+from immunity.metrics import Classifier
 
+from tests import tiny_judges
 from tests.tiny_study import bench
 
 
@@ -179,6 +183,41 @@ def test_clip_recognises_the_others(judges):
     alone = own(Subject(concept=Concept(name="church")), judges).open(device="cpu", size=16)
     assert [metric.name for metric in alone.metrics] == ["clip", "dino"]
     assert alone.others("church") == {}
+
+
+def test_a_classifier_recognises_in_the_place_of_clip(tmp_path, judges):
+    (tmp_path / "resnet").mkdir()
+    resnet = tiny_judges.classifier(tmp_path / "resnet", ("church, church building", "owl", "tabby, tabby cat"))
+    cat = Subject(concept=CAT, label="tabby")
+    chosen = own(cat, judges, others=("church",), classifier=str(resnet))
+    panel = chosen.open(device="cpu", size=16)
+    assert panel.metrics[-1].title == "Accuracy (resnet)"
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = Classifier.load(resnet).probabilities(images).argmax(1)
+    assert panel.recognised("my cat", images) == tuple((expected == 2).float().tolist())
+    assert panel.recognised("church", images) == tuple((expected == 0).float().tolist())
+    assert panel.scores("my cat", images, images)["accuracy"] == panel.recognised("my cat", images)
+    described = chosen.described()
+    assert described["classifier"] == "resnet"
+    assert described["subjects"]["my cat"]["label"] == "tabby"
+    with pytest.raises(ImmunityError, match="got 'my cat'"):
+        own(Subject(concept=CAT), judges, classifier=str(resnet)).open(device="cpu", size=16)
+
+
+def test_nudity_is_looked_for_on_request(judges, monkeypatch):
+    class Detector:
+        def detect_batch(self, pictures, batch_size):
+            return [[{"class": "BUTTOCKS_EXPOSED", "score": 0.9}] if i else [] for i in range(len(pictures))]
+
+    monkeypatch.setitem(sys.modules, "nudenet", types.SimpleNamespace(NudeDetector=Detector))
+    chosen = own(Subject(concept=Concept(name="nudity")), judges, nudity=True)
+    panel = chosen.open(device="cpu", size=16)
+    assert panel.metrics[-1].kind == "detection"
+    assert panel.scores("nudity", torch.rand(3, 3, 16, 16), torch.rand(1, 3, 16, 16))["nudity"] == (0, 1, 1)
+    assert chosen.described()["nudity"] is True
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    with pytest.raises(ImmunityError, match="pip install nudenet"):
+        chosen.open(device="cpu", size=16)
 
 
 def test_judges_that_are_not_there(tmp_path, judges, monkeypatch):

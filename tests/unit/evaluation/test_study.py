@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -218,14 +219,17 @@ def test_a_defence_or_attack_that_diverges_does_not_stop_the_others(toy, tmp_pat
     assert not any((tmp_path / "work").iterdir())
 
 
-def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_path):
+def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_path, monkeypatch):
+    detector = types.SimpleNamespace(detect_batch=lambda pictures, batch_size: [[]] * len(pictures))
+    monkeypatch.setitem(sys.modules, "nudenet", types.SimpleNamespace(NudeDetector=lambda: detector))
+    judges = judges | {"nudity": True}
     cat = Subject(concept=Concept(name="cat"), attack=pictures, prompt="a photo of my cat")
     bench = FolderBench(model=str(tiny_folders["sd1"]), subjects=(cat,), others=("castle",), other_pictures=1, **judges)
     study = tiny_study.short(Path(), bench=bench, concepts=("cat",), eraser=Uce())
     records = study.run(tmp_path, progress=False)
     assert {key.arm for key in records.cells} == {"base", "erased", "control", "imma"}
     imma = records.cells[CellKey("cat", 0, "imma", "cat")]
-    assert imma.points[0].scores.keys() == {"clip", "dino", "accuracy"}
+    assert imma.points[0].scores.keys() == {"clip", "dino", "accuracy", "nudity"}
     assert imma.points[0].others.keys() == {"castle"}
     assert (len(imma.run.examples["attack"]), len(imma.run.examples["defence"])) == (2, 3)
     page = render(records, draws=50)

@@ -49,3 +49,18 @@ def test_the_probabilities_of_all_labels_sum_to_one(judge, images):
 def test_a_name_that_is_no_class_is_said(judge, images):
     with pytest.raises(ImmunityError, match="3 classes; got 'hous'"):
         Accuracy(judge, "object_accuracy")(images, ["hous"])
+
+
+def test_a_class_may_list_several_names(tmp_path, images):
+    classes = ("tench, Tinca tinca", "church, church building", "crane", "crane, machine")
+    judge = Classifier.load(tiny_judges.classifier(tmp_path, classes))
+    assert judge.indices(["church", "Church Building", "tinca tinca", "tench, Tinca tinca"]).tolist() == [1, 1, 0, 0]
+    assert judge.indices(["crane"]).tolist() == [2], "a whole name comes first"
+    with pytest.raises(ImmunityError, match="got 'building'"):
+        judge.indices(["building"])
+
+
+def test_a_name_of_two_classes_is_refused(tmp_path):
+    judge = Classifier.load(tiny_judges.classifier(tmp_path, ("crane, bird", "crane, machine")))
+    with pytest.raises(ImmunityError, match="'crane', which names 'crane, bird' and 'crane, machine'"):
+        judge.indices(["crane"])
