@@ -11,6 +11,7 @@ from immunity import FolderBench, Sampler, Study, Subject, WorldBench
 from immunity.adaptations import AnyAdaptation, Mixture
 from immunity.erasers import AnyEraser
 from immunity.immunizers import AnyImmunizer
+from immunity.poisons import AnyPoison, Poisoned
 
 PAGE = Path(__file__).with_name("reference.md")
 HEAD = """# Reference
@@ -23,6 +24,7 @@ ROOMS: dict[str, tuple[type, ...]] = {
     "Erasers": get_args(AnyEraser),
     "Adaptations": (*get_args(AnyAdaptation), Mixture),
     "Immunizers": get_args(AnyImmunizer),
+    "Poisons": (*get_args(AnyPoison), Poisoned),
     "Studies": (Study, Sampler, WorldBench, FolderBench, Subject),
 }
 

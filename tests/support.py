@@ -39,10 +39,16 @@ def table() -> str:
     from immunity.adaptations import AnyAdaptation
     from immunity.erasers import AnyEraser
     from immunity.immunizers import AnyImmunizer
+    from immunity.poisons import AnyPoison
 
     heads = {
         method.__name__: kind
-        for kind, union in (("erase", AnyEraser), ("adapt", AnyAdaptation), ("immunize", AnyImmunizer))
+        for kind, union in (
+            ("erase", AnyEraser),
+            ("adapt", AnyAdaptation),
+            ("immunize", AnyImmunizer),
+            ("poison", AnyPoison),
+        )
         for method in (get_args(union) if isinstance(union, types.UnionType) else (union,))
     }
     rows = [["", *FAMILIES.values()], [":--", *[":-:"] * len(FAMILIES)]]

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from immunity.loading import load
     from immunity.models import Conditioning, DiffusionModel
     from immunity.optimize import Journal
+    from immunity.poisons import Advdm, Aspl, EncoderAttack, Poisoned
     from immunity.report.page import write_report
     from immunity.worlds import World
 
 __all__ = [
+    "Advdm",
     "AscentOnly",
+    "Aspl",
     "AttackResult",
     "Concept",
     "Conditioning",
@@ -41,6 +44,7 @@ __all__ = [
     "DiffusionModel",
     "Dreambooth",
     "DreamboothLora",
+    "EncoderAttack",
     "Esd",
     "Examples",
     "FolderBench",
@@ -52,6 +56,7 @@ __all__ = [
     "Mixture",
     "PeftAdapter",
     "PivotalTuning",
+    "Poisoned",
     "Provenance",
     "RandomPerturbation",
     "Sampler",
@@ -68,7 +73,9 @@ __all__ = [
 
 # Each name is fetched at its first use: `immunity --help` would otherwise wait for PyTorch.
 _HOMES = {
+    "Advdm": "poisons",
     "AscentOnly": "immunizers",
+    "Aspl": "poisons",
     "AttackResult": "adaptations",
     "Concept": "concepts",
     "Conditioning": "models",
@@ -77,6 +84,7 @@ _HOMES = {
     "DiffusionModel": "models",
     "Dreambooth": "adaptations",
     "DreamboothLora": "adaptations",
+    "EncoderAttack": "poisons",
     "Esd": "erasers",
     "Examples": "concepts",
     "FolderBench": "evaluation.folder_bench",
@@ -88,6 +96,7 @@ _HOMES = {
     "Mixture": "adaptations",
     "PeftAdapter": "adaptations",
     "PivotalTuning": "adaptations",
+    "Poisoned": "poisons",
     "Provenance": "deltas",
     "RandomPerturbation": "immunizers",
     "Sampler": "evaluation.study",

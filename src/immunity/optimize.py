@@ -84,6 +84,17 @@ class Journal:
         path = self.folder / f"{provenance.method}.safetensors"
         return Checkpoint(path=path, identity=identity(what), every=math.ceil(self.every / multiple_of) * multiple_of)
 
+    def loop(self, levels: "Mapping[str, Kept]", provenance: Provenance, *, steps: int, seed: int) -> "Loop":
+        """One that is watched and kept like this."""
+        return Loop(
+            levels,
+            steps=steps,
+            seed=seed,
+            checkpoint=self.checkpoint(provenance),
+            label=self.label,
+            on_step=self.on_step,
+        )
+
 
 class Kept(Protocol):
     """What a loop saves and puts back."""

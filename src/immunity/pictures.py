@@ -1,5 +1,8 @@
 """Between image tensors and picture files."""
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +24,17 @@ def write_png(image: Tensor, path: str | Path, *, force: bool = False) -> None:
     picture = Image.fromarray(to_bytes(image).permute(1, 2, 0).cpu().numpy())
     with replacing(path, force=force) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def write_imagefolder(folder: Path, images: Tensor, prompts: Sequence[str], sources: Sequence[str]) -> None:
+    """Writes images [n, 3, h, w] in [0, 1] into a folder that is there: 000.png, …, and metadata.csv beside them."""
+    table = io.StringIO(newline="")
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["file_name", "text", "source"])
+    for number, (image, prompt, source) in enumerate(zip(images, prompts, sources, strict=True)):
+        write_png(image, folder / f"{number:03d}.png")
+        rows.writerow([f"{number:03d}.png", prompt, source])
+    (folder / "metadata.csv").write_text(table.getvalue(), encoding="utf-8")
 
 
 def grid(images: Tensor, columns: int, *, gap: int = 2) -> Tensor:

@@ -169,7 +169,8 @@ class Run:
     deltas: Mapping[str, str] = field(default_factory=dict)
     """Hash of each delta on the model, in the order of application, by what it does: erase, immunize, attack."""
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Digests of the pictures used, by purpose: 'attack', 'defence', 'reference'."""
+    """Digests of the pictures used, by purpose: 'attack', 'defence', 'reference'; and 'poisoned', where the attacker's
+    were changed before they learned from them."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where they are from, in words, by the same purposes. Two halves of one folder are of one source."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from immunity import Delta, load
+from immunity import Delta, Examples, load
 
 from tests import support, tiny
 from tests.cli.conftest import immunity
@@ -30,6 +30,9 @@ def test_every_verb(tiny_folders, tmp_path, pictures, family):
     learned = ("--deltas", erased, "--images", pictures, "--prompt", "a church")
     run("immunize", *on, *learned, "--out", immune, "imma", "--steps", 2, "--against", "lora", "--rank", 2)
     run("adapt", *on, *learned, "--out", attack, "lora", "--rank", 2, "--steps", 1)
+    poison = ("advdm", "--steps", 1)
+    run("poison", *on, *learned, "--out", out / "poisoned", *poison)
+    assert len(Examples.from_folder(out / "poisoned", size=8)) == len(Examples.from_folder(pictures, prompt="", size=8))
     both = ("--deltas", erased, immune)
     run("sample", *on, *both, "--prompt", "a church", "--steps", 1, "--out", out / "drawn")
     assert len(json.loads((out / "drawn" / "sample.json").read_text())["deltas"]) == 2

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,11 +76,14 @@ class Batches:
         prompts = examples.prompts * (2 if mirror else 1)
         if captions:
             prompts = tuple(caption for caption in captions for _ in prompts)
-        parts = [model.latent_distribution(part) for part in images.split(_ENCODED_AT_ONCE)]
-        latents = LatentDistribution(
-            torch.cat([part.mean for part in parts]), torch.cat([part.spread for part in parts])
-        )
+        latents = _latents(model, images)
         return cls(latents, prompts, _rows(model, prompts) if cache_prompts else None, _epoch(prompts, balance=balance))
+
+    def showing(self, model: DiffusionModel, images: Tensor) -> "Batches":
+        """The same with others in the place of its pictures, one for each."""
+        mirrored = len(self.latents.mean) > len(images)
+        shown = torch.cat([images, images.flip(-1)]) if mirrored else images
+        return replace(self, latents=_latents(model, shown))
 
     def draw(self, size: int, number: int, *, seed: int, generator: torch.Generator) -> Batch:
         """The `number`-th batch of `size` pictures.
@@ -99,6 +102,12 @@ class Batches:
         generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", turn))
         order = torch.randperm(len(self.epoch), generator=generator)
         return self.epoch[order[place]]
+
+
+@torch.no_grad()
+def _latents(model: DiffusionModel, images: Tensor) -> LatentDistribution:
+    parts = [model.latent_distribution(part) for part in images.split(_ENCODED_AT_ONCE)]
+    return LatentDistribution(torch.cat([part.mean for part in parts]), torch.cat([part.spread for part in parts]))
 
 
 def changes_text(changing: Collection[str]) -> bool:

@@ -1,6 +1,7 @@
-"""Verbs that make deltas: erase, adapt, immunize."""
+"""Verbs that carry out a method: erase, adapt, immunize, poison."""
 
 import dataclasses
+import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,15 @@ from immunity.adaptations.base import described
 from immunity.atomic import replacing
 from immunity.cli.choices import AGAINST, name_of, subcommands
 from immunity.cli.mixture import Mixture
-from immunity.cli.options import OutputOptions, RunOptions, TrainedModelOptions
+from immunity.cli.options import ModelOptions, OutputOptions, RunOptions, TrainedModelOptions
 from immunity.cli.partial import partial
 from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
 from immunity.erasers import AnyEraser
-from immunity.filenames import LOSSES_FILE
+from immunity.filenames import LOSSES_FILE, POISON_FILE
 from immunity.immunizers import AnyImmunizer
 from immunity.optimize import Journal
+from immunity.pictures import write_imagefolder
+from immunity.poisons import AnyPoison
 from immunity.processes import is_first, together
 
 if TYPE_CHECKING:
@@ -24,11 +27,13 @@ if TYPE_CHECKING:
     AdaptationChoice = AnyAdaptation
     AgainstChoice = AnyAdaptation | Mixture
     ImmunizerChoice = AnyImmunizer
+    PoisonChoice = AnyPoison
 else:
     EraserChoice = subcommands(AnyEraser)
     AdaptationChoice = subcommands(AnyAdaptation)
     AgainstChoice = subcommands(AnyAdaptation | Mixture, before=f"{AGAINST} ")
     ImmunizerChoice = subcommands(AnyImmunizer)
+    PoisonChoice = subcommands(AnyPoison)
 
 
 def erase(
@@ -147,6 +152,40 @@ def immunize(
         model.split(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
         method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
+        _tell(output)
+
+
+def poison(
+    model: ModelOptions, output: OutputOptions, run: RunOptions, pictures: PictureOptions, method: PoisonChoice
+) -> None:
+    """Change pictures a little so that nobody learns from them, each picture for itself: a folder of them.
+
+    The folder has 000.png, … at the model's resolution, metadata.csv with prompts and what each was made from, and
+    poison.json. It protects these pictures, and nothing else of whoever made them: compare with immunize.
+
+    For example: immunity poison --model emoji --images mine --prompt "image of a church" --out poisoned advdm
+
+    Args:
+        model: The model that shall not learn from them.
+        output: The result.
+        run: The run.
+        pictures: What is poisoned.
+        method: How it is poisoned; its own flags come after its name.
+    """
+    output.check_folder(POISON_FILE, inputs=(*model.inputs, *pictures.inputs))
+    pictures.check(model)
+    base = model.load_base()
+    examples = pictures.read(base.model, model, seed=run.seed, verb="poison")
+    loaded = base.with_deltas()
+    with partial(output, {"poison": method.described(), "seed": run.seed}) as folder:
+        journal = Journal(folder=folder, every=run.save_every, label="poison")
+        made = method(loaded, examples, seed=run.seed, journal=journal)
+        record = {"model": loaded.name, "base_hash": loaded.base_hash, "deltas": loaded.parents, "seed": run.seed}
+        with replacing(output.out, force=output.force) as temporary:
+            temporary.mkdir()
+            write_imagefolder(temporary, made.images, made.prompts, made.sources)
+            text = json.dumps(record | {"poison": method.described()}, indent=1, ensure_ascii=False)
+            (temporary / POISON_FILE).write_text(text, encoding="utf-8")
         _tell(output)
 
 

@@ -41,6 +41,10 @@ COMMANDS = {
     "immunize": Command(
         "methods", "Change a model's weights so that a later adaptation fails: a delta, one .safetensors file."
     ),
+    "poison": Command(
+        "methods",
+        "Change pictures a little so that nobody learns from them, each picture for itself: a folder of them.",
+    ),
     "sample": Command(
         "models", "Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json."
     ),

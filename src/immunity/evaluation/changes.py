@@ -12,18 +12,21 @@ from immunity.erasers import AnyEraser
 from immunity.evaluation.laboratory import Laboratory
 from immunity.evaluation.store import Recipe
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
+from immunity.poisons import Poisoned
 from immunity.records import CellKey, Role
 
 
 def change(
     laboratory: Laboratory, key: CellKey, role: Role, defence: Examples | None, until: ExitStack
 ) -> dict[str, str]:
-    """Turns the base model into the cell's, until `until` ends; gives the hash of each delta by what it does."""
+    """Turns the base model into the cell's, until `until` ends; gives the hash of each delta by what it does.
+
+    `defence`: the pictures that it is immunized with, if it is.
+    """
     hashes: dict[str, str] = {}
     if role != "base" and laboratory.study.eraser is not None:
         hashes["erase"] = _apply(laboratory, _erased(laboratory, key, laboratory.study.eraser), until)
-    if role in ("defended", "baseline"):
-        assert defence is not None
+    if defence is not None:
         hashes["immunize"] = _apply(laboratory, _immunized(laboratory, key, key.arm, defence), until)
     return hashes
 
@@ -54,7 +57,7 @@ class _Known(NamedTuple):
 
 def _immunized(laboratory: Laboratory, key: CellKey, arm: str, examples: Examples) -> Delta:
     """For the erased model, which the model is when this is called."""
-    method = laboratory.study.method(arm)
+    method = _immunizer(laboratory, arm)
     path, recipe = _where(laboratory, key, arm, examples)
     if not path.exists() and isinstance(method, RandomPerturbation) and method.like is not None:
         _immunized(laboratory, key, method.like, examples)
@@ -68,8 +71,14 @@ def _immunized(laboratory: Laboratory, key: CellKey, arm: str, examples: Example
     return laboratory.store.delta(arm, recipe, make)
 
 
-def _where(laboratory: Laboratory, key: CellKey, arm: str, examples: Examples) -> _Known:
+def _immunizer(laboratory: Laboratory, arm: str) -> AnyImmunizer:
     method = laboratory.study.method(arm)
+    assert not isinstance(method, Poisoned), "it changes pictures, and no model"
+    return method
+
+
+def _where(laboratory: Laboratory, key: CellKey, arm: str, examples: Examples) -> _Known:
+    method = _immunizer(laboratory, arm)
     recipe = _recipe(laboratory, method, laboratory.seed(key, "immunize"))
     recipe |= {"examples": examples.digest(), "against": described(laboratory.study.foreseen(arm))}
     if isinstance(method, RandomPerturbation) and method.like is not None:

@@ -19,6 +19,7 @@ from immunity.evaluation.laboratory import Laboratory
 from immunity.evaluation.machine import PeakMemory, machine
 from immunity.evaluation.store import Recipe, Store, drawn, keep_drawn
 from immunity.loading import load
+from immunity.poisons import Poisoned
 from immunity.records import Cell, CellKey, Plan, Point, RecordFolder, Records, Run
 from immunity.stepping import DivergedError
 
@@ -118,19 +119,24 @@ class Conductor:
         """Measures one cell and writes it. The model is the base model before and after."""
         started, peak = time.monotonic(), PeakMemory(self.laboratory.model.device)
         role = self.plan.arm(key.arm).role
+        method = self.laboratory.study.method(key.arm) if role in ("defended", "baseline") else None
         learned: dict[Purpose, Examples] = {"reference": self.laboratory.pictures(key, "reference")}
         if role not in ("base", "erased"):
             learned["attack"] = self.laboratory.pictures(key, "attack")
-        if role in ("defended", "baseline"):
+        if method is not None and not isinstance(method, Poisoned):
             learned["defence"] = self.laboratory.pictures(key, "defence")
         questions = self._questions(key)
+        poisoned: Examples | None = None
         losses: tuple[float, ...] = ()
         with ExitStack() as changes:
             deltas = change(self.laboratory, key, role, learned.get("defence"), changes)
             before = self._look_before(key, questions)
             images = {0: before.images}
             if role not in ("base", "erased"):
-                result, after = self._attack(key, questions, learned["attack"])
+                if isinstance(method, Poisoned) and key.subject == key.concept:
+                    poisoned = self.laboratory.poisoned(key, method, learned["attack"])
+                lessons = learned["attack"] if poisoned is None else poisoned
+                result, after = self._attack(key, questions, lessons)
                 deltas["attack"], losses = result.hash, result.losses
                 images |= after
         references = learned["reference"].images
@@ -142,7 +148,7 @@ class Conductor:
             )
             for step, pictures in images.items()
         )
-        run = self._run(key, deltas, learned, seconds=time.monotonic() - started, peak=peak.bytes())
+        run = self._run(key, deltas, learned, poisoned, seconds=time.monotonic() - started, peak=peak.bytes())
         cell = Cell(
             concept=key.concept,
             seed=key.seed,
@@ -216,7 +222,14 @@ class Conductor:
         return self.laboratory.panel.origin(name, purpose, alone=key.subject != key.concept)
 
     def _run(
-        self, key: CellKey, deltas: Mapping[str, str], learned: Mapping[Purpose, Examples], *, seconds: float, peak: int
+        self,
+        key: CellKey,
+        deltas: Mapping[str, str],
+        learned: Mapping[Purpose, Examples],
+        poisoned: Examples | None,
+        *,
+        seconds: float,
+        peak: int,
     ) -> Run:
         model, arm = self.laboratory.model, self.plan.arm(key.arm)
         config = dict(arm.config)
@@ -228,7 +241,8 @@ class Conductor:
             config=config,
             attack=described(self.laboratory.study.attack_on(key)) if "attack" in deltas else {},
             deltas=deltas,
-            examples={purpose: examples.image_digests() for purpose, examples in learned.items()},
+            examples={purpose: examples.image_digests() for purpose, examples in learned.items()}
+            | ({} if poisoned is None else {"poisoned": poisoned.image_digests()}),
             sources={purpose: self._origin(key, purpose) for purpose in learned},
             versions=package_versions(),
             machine=machine(model.device),

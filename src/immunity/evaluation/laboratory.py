@@ -13,6 +13,7 @@ from immunity.evaluation.bench import Panel, Purpose, ToDraw
 from immunity.evaluation.store import Store, in_eight_bits
 from immunity.models import DiffusionModel
 from immunity.optimize import Journal, derived_seed
+from immunity.poisons import Poisoned
 from immunity.records import CellKey
 
 if TYPE_CHECKING:
@@ -99,3 +100,30 @@ class Laboratory:
             recipe["captions"] = source.captions
         made = self.store.pictures(f"{name}-{seed}-{purpose}", recipe, size=self.model.resolution, make=make)
         return dataclasses.replace(made, name=name)
+
+    def poisoned(self, key: CellKey, method: Poisoned, examples: Examples) -> Examples:
+        """What the attacker learns from, of the pictures that they came by.
+
+        Call it while the model is the one that they attack: whoever poisons the pictures knows it.
+        """
+        seed = self.seed(key, "poison")
+        chosen = method.chosen(examples, seed=seed)
+        if not chosen:
+            return method.among(examples, chosen, examples.images[:0])
+        recipe = {
+            "base": self.model.base_hash,
+            "dtype": self.study.dtype,
+            "parents": self.model.parents,
+            "poison": method.by.described(),
+            "examples": examples.take(chosen).digest(),
+            "seed": seed,
+        }
+
+        def make() -> Examples:
+            journal = self.journal(self.store.work(recipe), f"{key.concept} {key.seed}: poison")
+            return method.by(self.model, examples.take(chosen), seed=seed, journal=journal)
+
+        name = f"{key.subject}-{key.seed}-{type(method.by).__name__}"
+        made = self.store.pictures(name, recipe, size=self.model.resolution, make=make)
+        self.store.finished(recipe)
+        return method.among(examples, chosen, made.images)

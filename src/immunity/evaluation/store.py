@@ -11,9 +11,7 @@ A key is the hash of everything that determines the content, and so is known bef
 share deltas and pictures keep these two in one folder for all.
 """
 
-import csv
 import hashlib
-import io
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +29,7 @@ from immunity.concepts import Examples
 from immunity.deltas import Delta
 from immunity.errors import ImmunityError
 from immunity.optimize import identity
-from immunity.pictures import to_bytes, write_png
+from immunity.pictures import to_bytes, write_imagefolder
 from immunity.stepping import DivergedError
 
 if TYPE_CHECKING:
@@ -91,7 +89,7 @@ class Store:
             made = make()
             with replacing(path) as temporary:
                 temporary.mkdir(parents=True)
-                _write_imagefolder(temporary, made)
+                write_imagefolder(temporary, made.images, made.prompts, made.sources)
 
         self._once(path, key, write)
         return Examples.from_folder(path, size=size)
@@ -182,15 +180,3 @@ def _key(recipe: Recipe) -> str:
 def _slug(name: str) -> str:
     """For people who look into the folder; the key is what tells files apart."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-
-
-def _write_imagefolder(folder: Path, examples: Examples) -> None:
-    table = io.StringIO(newline="")
-    rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(["file_name", "text", "source"])
-    for number, (image, prompt, source) in enumerate(
-        zip(examples.images, examples.prompts, examples.sources, strict=True)
-    ):
-        write_png(image, folder / f"{number:03d}.png")
-        rows.writerow([f"{number:03d}.png", prompt, source])
-    (folder / "metadata.csv").write_text(table.getvalue(), encoding="utf-8")

@@ -18,6 +18,7 @@ from immunity.evaluation.store import Store
 from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
 from immunity.models import DiffusionModel
+from immunity.poisons import Advdm, AnyPoison, Poisoned
 from immunity.records import Arm, CellKey, Plan, Records
 
 AnyBench = WorldBench | FolderBench
@@ -61,8 +62,9 @@ class Study:
     """None: the base model itself is attacked, as in personalization."""
     attack: AnyAdaptation
     """What everybody is attacked with."""
-    defences: Mapping[str, AnyImmunizer]
-    """By the name of the arm. The first is the one that the report is about."""
+    defences: "Mapping[str, AnyImmunizer | Poisoned]"
+    """By the name of the arm: what changes the model, or the attacker's pictures. The first is the one that the report
+    is about."""
     baselines: Mapping[str, AnyImmunizer] = field(default_factory=dict)
     """Changes that are not expected to help. A `RandomPerturbation` may be `like` a defence, by the name of its arm."""
     against: Mapping[str, Foreseen] = field(default_factory=dict)
@@ -115,17 +117,19 @@ class Study:
                 remedy='defences={"imma": Imma()}',
             )
         for name, method in self.baselines.items():
-            if isinstance(method, RandomPerturbation) and method.like not in (None, *self.defences):
+            changes = [arm for arm, each in self.defences.items() if not isinstance(each, Poisoned)]
+            if isinstance(method, RandomPerturbation) and method.like not in (None, *changes):
                 raise ImmunityError(
-                    expected=f"{name} like one of the defences: {', '.join(self.defences)}",
+                    expected=f"{name} like one of the defences that change the model: {', '.join(changes)}",
                     got=repr(method.like),
                     remedy="the name of a defence's arm",
                 )
-        if unknown := sorted(set(self.against) - {*self.defences, *self.baselines}):
+        expecting = [arm for arm in (*self.defences, *self.baselines) if not isinstance(self.method(arm), Poisoned)]
+        if unknown := sorted(set(self.against) - set(expecting)):
             raise ImmunityError(
-                expected=f"`against` for arms among {', '.join((*self.defences, *self.baselines))}",
+                expected=f"`against` for arms that change the model: {', '.join(expecting) or 'there are none'}",
                 got=", ".join(unknown),
-                remedy="the name of a defence or a baseline",
+                remedy="the name of such a defence or a baseline",
             )
         if any(isinstance(method, RandomPerturbation) and method.like for method in self.defences.values()):
             raise ImmunityError(
@@ -134,8 +138,8 @@ class Study:
                 remedy='baselines={"noise": RandomPerturbation(like="imma")}',
             )
 
-    def method(self, arm: str) -> AnyImmunizer:
-        """What makes the model of a defence's or a baseline's arm."""
+    def method(self, arm: str) -> AnyImmunizer | Poisoned:
+        """What a defence's or a baseline's arm has that the control has not."""
         return self.defences[arm] if arm in self.defences else self.baselines[arm]
 
     def attack_on(self, key: CellKey) -> AnyAdaptation:
@@ -159,7 +163,10 @@ class Study:
             arms.append(Arm(name="erased", role="erased", label=label, config=_config(self.eraser)))
         arms.append(Arm(name="control", role="control", label=self.labels.get("control", "Control, undefended")))
         for name, method in self.defences.items():
-            label = self.labels.get(name, f"Immunized ({_spoken(method)})")
+            said = (
+                f"Poisoned ({_spoken(method.by)})" if isinstance(method, Poisoned) else f"Immunized ({_spoken(method)})"
+            )
+            label = self.labels.get(name, said)
             arms.append(Arm(name=name, role="defended", label=label, config=self._arm_config(name)))
         for name, method in self.baselines.items():
             label = self.labels.get(name, _spoken(method))
@@ -210,11 +217,15 @@ class Study:
         return conduct(self, store, device=device, every=every, progress=progress)
 
 
-def _config(method: AnyEraser | AnyImmunizer) -> dict[str, object]:
+def _config(method: AnyEraser | AnyImmunizer | Poisoned) -> dict[str, object]:
+    if isinstance(method, Poisoned):
+        return method.described()
     return {"method": type(method).__name__, **dataclasses.asdict(method)}
 
 
-def _spoken(method: AnyEraser | AnyImmunizer) -> str:
+def _spoken(method: AnyEraser | AnyImmunizer | AnyPoison) -> str:
     """ESD, UCE, IMMA: the short names of methods are acronyms; the long ones are words."""
+    if isinstance(method, Advdm):
+        return "AdvDM"
     name = type(method).__name__
     return name.upper() if len(name) <= 4 else " ".join(re.findall("[A-Z][a-z]*", name)).capitalize()

@@ -18,7 +18,7 @@ from immunity.immunizers.opponents import Opponents
 from immunity.immunizers.retention import Retention, RetentionKind
 from immunity.models import DiffusionModel, thawed
 from immunity.models.original import Original
-from immunity.optimize import Journal, Loop, derived_seed
+from immunity.optimize import Journal, Kept, derived_seed
 from immunity.optimizers import AdamW
 from immunity.stepping import Stepper, StepResult
 
@@ -138,14 +138,8 @@ class Imma:
                         price = self.retention_weight * lost
                     return outer.step(adaptation.loss(model, x_i, generator) - price)
 
-            Loop(
-                {"outer": outer, "inner": opponents},
-                steps=self.steps,
-                seed=seed,
-                checkpoint=journal.checkpoint(provenance),
-                label=journal.label,
-                on_step=journal.on_step,
-            ).run(step)
+            levels: dict[str, Kept] = {"outer": outer, "inner": opponents}
+            journal.loop(levels, provenance, steps=self.steps, seed=seed).run(step)
             return Delta.capture(theta, provenance)
 
     def _retention(self, model: DiffusionModel, theta: Mapping[str, nn.Parameter], seed: int) -> Retention | None:

@@ -108,7 +108,7 @@ def _concepts(compared: Sequence[Comparison]) -> str:
     similar = compared[0].judged_by
     head = ["concept"]
     if accuracy is not None:
-        head += ["base", "erased", "relearned", "immunized, attacked"]
+        head += ["base", "erased", "relearned", "defended, attacked"]
     head += [f"SGR {m.title}" for m in similar]
     timed, timed_by_all = budget_metrics(compared)
     head += [f"steps × by {timed_by_all.title}" if timed_by_all else "steps ×"]

@@ -61,7 +61,7 @@ def judge(of: Comparison, flags: Sequence[Flag]) -> Verdict:
     found, what = grade(of, flags), f"“{of.subject}”"
     if found == "void":
         reasons = " ".join(flag.message for flag in flags if flag.severity == "invalid")
-        return Verdict(grade=found, headline=f"These figures do not show that {what} is immunized.", text=reasons)
+        return Verdict(grade=found, headline=f"These figures do not show that {what} is protected.", text=reasons)
     gap = _gap(of)
     if found == "partly":
         return Verdict(

@@ -15,6 +15,7 @@ from immunity.adaptations import Lora, Mixture, TextualInversion
 from immunity.evaluation import conduct
 from immunity.evaluation.store import Store
 from immunity.immunizers import AscentOnly, Imma, RandomPerturbation
+from immunity.poisons import Advdm, Poisoned
 from immunity.records import CellKey, RecordFolder, Run
 from immunity.report.page import render
 
@@ -237,13 +238,45 @@ def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_pa
     assert str(pictures) not in page + (tmp_path / "study.json").read_text(), "paths are nobody's business"
 
 
+def test_poisoned_pictures_beside_an_immunized_model(toy, tmp_path):
+    advdm = Advdm(steps=2, budget=20)
+    poisons = {
+        "poisoned": Poisoned(by=advdm),
+        "half": Poisoned(by=advdm, share=0.5),
+        "saved": Poisoned(by=advdm, jpeg=50),
+    }
+    study = tiny_study.short(toy, eraser=Uce(), defences={"imma": Imma(steps=2)} | poisons, benign=("dog face",))
+    records = study.run(tmp_path, progress=False)
+
+    def run(arm: str, subject: str = "church") -> Run:
+        return records.cells[CellKey("church", 0, arm, subject)].run
+
+    assert len({run(arm).examples["attack"] for arm in ("control", *poisons)}) == 1, "they come by the same pictures"
+    taught = {arm: run(arm).examples["poisoned"] for arm in poisons}
+    clean = run("control").examples["attack"]
+    same = {arm: sum(a == b for a, b in zip(taught[arm], clean, strict=True)) for arm in poisons}
+    assert same == {"poisoned": 0, "half": 1, "saved": 0}
+    assert taught["saved"] != taught["poisoned"]
+    assert set(run("poisoned").deltas) == {"erase", "attack"}
+    assert "defence" not in run("poisoned").examples
+    assert "poisoned" not in run("poisoned", "dog face").examples, "nobody poisons what is harmless"
+    assert run("poisoned", "dog face").deltas["attack"] == run("control", "dog face").deltas["attack"]
+    assert run("poisoned").deltas["attack"] != run("control").deltas["attack"]
+    assert run("poisoned").config["by"]["method"] == "Advdm"
+    assert records.plan.arm("poisoned").title == "Poisoned (AdvDM)"
+    made = list((tmp_path / "pictures").glob("church-0-Advdm-*"))
+    assert len(made) == 2, "all, and half of them: saving again is the attacker's"
+    assert not any((tmp_path / "work").iterdir())
+    assert "unequal-conditions" not in render(records, draws=50)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"defences": {}}, "at least one defence"),
         ({"defences": {"control": Imma()}}, "not base, erased, control"),
         ({"baselines": {"imma": AscentOnly()}}, "a name of its own"),
-        ({"baselines": {"noise": RandomPerturbation(like="another")}}, "noise like one of the defences: imma"),
+        ({"baselines": {"noise": RandomPerturbation(like="another")}}, "noise like one of .* change the model: imma"),
         ({"defences": {"other": RandomPerturbation(like="other")}, "baselines": {}}, "among the baselines"),
         ({"at": (1, 3)}, "to its last, 4"),
         ({"at": (0, 4)}, "from 1 or later"),
@@ -251,6 +284,11 @@ def test_the_users_own_model_and_pictures(tiny_folders, judges, pictures, tmp_pa
         ({"attack": Lora(steps=0), "at": ()}, "steps of at least 1"),
         ({"pictures": 0}, "pictures of at least 1"),
         ({"against": {"nobody": Lora()}}, "got nobody"),
+        ({"defences": {"bad": Poisoned(by=Advdm())}, "baselines": {}, "against": {"bad": Lora()}}, "there are none"),
+        (
+            {"defences": {"bad": Poisoned(by=Advdm())}, "baselines": {"noise": RandomPerturbation(like="bad")}},
+            "that change the model",
+        ),
         ({"bench": "emoji"}, r"a bench.*; got 'emoji'; try WorldBench\(world=\"emoji\"\)"),
     ],
 )

@@ -1,0 +1,40 @@
+"""Protecting pictures against protecting the model: data poisoning beside IMMA, under the same attack.
+
+    immunity run studies/poisoning.py --out runs/poisoning
+    immunity report runs/poisoning --out poisoning.html
+
+The three objects of `attacker.py`, erased with UCE, and its LoRA. Whoever publishes the attacker's pictures knows the
+erased model, and changes them within 8 levels of 255: with AdvDM all of them, half of them, or all and the attacker
+saves them as JPEG of quality 75; with ASPL, whose surrogate is the attacker's own LoRA. IMMA is made on other pictures,
+and the attacker has their own as they are.
+"""
+
+from scale import DTYPE, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER
+
+from immunity import Advdm, Aspl, Poisoned, Study, WorldBench
+
+ADVDM = Advdm(steps=60)
+
+study = Study(
+    title="Poisoned pictures or an immunized model",
+    bench=WorldBench(neighbours=3, spread=5, other_pictures=2),
+    concepts=("church", "dog face", "pizza"),
+    eraser=ERASE_AN_OBJECT,
+    attack=LORA,
+    defences={
+        "imma": IMMA,
+        "advdm": Poisoned(by=ADVDM),
+        "advdm-half": Poisoned(by=ADVDM, share=0.5),
+        "advdm-jpeg": Poisoned(by=ADVDM, jpeg=75),
+        "aspl": Poisoned(by=Aspl(surrogate=LORA, rounds=10)),
+    },
+    labels={
+        "advdm": "AdvDM",
+        "advdm-half": "AdvDM, half of them",
+        "advdm-jpeg": "AdvDM, saved as JPEG",
+        "aspl": "ASPL",
+    },
+    at=tuple(LORA.steps // part for part in (8, 4, 2, 1)),
+    sampler=SAMPLER,
+    dtype=DTYPE,
+)
