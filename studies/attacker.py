@@ -43,6 +43,14 @@ BENCHES = {
     "unseen-vendor": replace(BENCH, attack_styles=("firefox",)),
 }
 
+# What is drawn beside one another.
+AXES = {
+    "steps": ("as-expected", "steps-x10"),
+    "learning rate": ("lr-x0.1", "lr-x0.3", "as-expected", "lr-x3", "lr-x10"),
+    "rank": ("rank-1", "as-expected", "rank-16", "rank-64"),
+    "words": ("as-expected", "synonym", "no-name", "rare-token"),
+    "pictures": ("as-expected", "known-vendor", "unseen-vendor"),
+}
 
 LOOKS = tuple(LORA.steps // part for part in (8, 4, 2, 1))
 

@@ -1,36 +1,42 @@
-"""Puts the tables of finished and unfinished studies into docs/results.md, and the short one into the README.
+"""Puts the figures of finished and unfinished studies into docs/results.md and docs/results, and the short into README.
 
     python studies/publish.py runs/relearning/objects runs/relearning/styles runs/transfer …
 
-Each argument is a folder of records, or one that holds several studies: of attacks on the same concepts a matrix comes
-first. The README shows the first folder. No figure is ever typed. The records themselves go to studies/records, without
-pictures: who wants to see a figure's origin, or to go on with a study, copies them back to runs/.
+Each argument is a folder of records, or one that holds several studies. The README shows the first. No figure is ever
+typed. The records themselves go to studies/records, without pictures: who wants to see a figure's origin, or to go on
+with a study, copies them back to runs/. Pictures are drawn where the folder has them, and else left as they are.
 """
 
 import argparse
+import ast
+import functools
 import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import attacker
 import learning
-from strip import strip
+from drawn import across, choices, curves, strip
 
 from immunity.records import RecordFolder, Records
-from immunity.report.markdown import matrices, summary, tables
+from immunity.report.markdown import LEGEND, matrices, setting, summary, tables
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 RECORDS = Path("studies", "records")
 HEAD = """# Results
 
-Made from `{records}`; do not edit. What each study does, and the command that repeats it, is at the head of its
-file in `studies/`. The records are kept without pictures, which only a study has that you run yourself. To make of them
-this page, and the whole page of one study, with its curves and every flag:
+Made from `{records}`; do not edit. What each study does, what it showed, and the command that repeats it are at the
+head of its file in `studies/`. The records are kept without pictures, which only a study has that you run yourself. To
+make of them this page, and the whole page of one study, with every curve and flag:
 
 ```
 python studies/publish.py {folders}
 immunity report {first} --out page.html
 ```
-"""
+
+{legend}"""
 LEARNING = """## Does every attack learn?
 
 On the unprotected model, ten objects that it never saw (`studies/learning.py`): from 0, what it drew before, to 100%,
@@ -38,14 +44,15 @@ real pictures of the object. An attack that does not learn is no evidence.
 
 {table}
 """
+NOBODY_CHOSE = "*The same prompt and seed from each model, after the attack's last step; the first of each.*"
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 def readme(records: Records, study: str) -> str:
     plan = records.plan
-    drawn = ROOT / "docs" / f"{study}.png"
+    drawn = DOCS / f"{study}.png"
     shown = ""
-    if strip(records, drawn) or drawn.exists():
+    if strip(records, drawn, arms=plan.with_role("defended")[:1]) or drawn.exists():
         shown = (
             f"![each concept: base model, erased, attacked, immunized and attacked](docs/{study}.png)\n\n"
             "The same prompt and seed from each model, after the attack's last step; the first of each, nobody chose."
@@ -57,7 +64,8 @@ def readme(records: Records, study: str) -> str:
         f"**{plan.title}** on the embedded world ({what}{left}; `studies/{study}.py`). How much less like real "
         "pictures of the concept the attacker's are than with the undefended model, averaged over the attack, and what "
         "it costs; the world's own judges play the parts of CLIP, DINO and LPIPS:\n\n"
-        f"{summary(records)}\nEach concept, with its failures and flags: [docs/results.md](docs/results.md).\n"
+        f"{summary(records)}\nEach concept, with its failures and flags, and the other studies: "
+        "[docs/results.md](docs/results.md).\n"
     )
 
 
@@ -95,14 +103,72 @@ def keep(folder: Path) -> None:
             shutil.copyfile(file, copy)
 
 
-def page(folder: Path) -> str:
+def section(folder: Path) -> str:
+    """What docs/results.md says of one of the arguments. Its tables of each concept go to a page of their own."""
+    where = kept(folder).relative_to(RECORDS)
+    name = "-".join(where.parts)
     found = {each.name: RecordFolder(each).read() for each in folders_in(folder)}
-    begun = {name: records for name, records in found.items() if records.finished}
-    text = "\n".join(tables(records, source=source(records.folder)) for records in begun.values())
-    if len(found) < 2 or len({records.plan.concepts for records in found.values()}) > 1:
-        return text  # a matrix sets attacks on the same concepts beside each other
-    over = [f"### MSGR by {metric.title}\n\n{table}" for metric, table in matrices(begun).items()]
-    return "\n".join([f"## {folder.name}: all studies\n", *over, text])
+    begun = {study: records for study, records in found.items() if records.finished}
+    if not begun:
+        return ""
+    details = DOCS / "results" / f"{name}.md"
+    details.parent.mkdir(exist_ok=True)
+    each_table = [tables(records, source=source(records.folder), legend=False) for records in begun.values()]
+    details.write_text("\n".join([f"# {name}: each concept\n", LEGEND, *each_table]), encoding="utf-8")
+    alone = len(found) == 1
+    title = next(iter(begun.values())).plan.title if alone else _said(where.parts[0])[0].removesuffix(".")
+    parts = [f"## {title}\n"]
+    parts += [setting(records, source(records.folder)) for records in begun.values()] if alone else []
+    parts += (
+        [] if alone else [f"Studies: `studies/{where.parts[0]}.py`, {', '.join(f'`{study}`' for study in begun)}.\n"]
+    )
+    parts += pictures(name, begun)
+    parts += figures(begun)
+    parts.append(f"[Each concept, with verdicts and flags](results/{details.name}).\n")
+    return "\n".join(parts)
+
+
+def pictures(name: str, studies: Mapping[str, Records]) -> list[str]:
+    """Links to what was drawn of the studies, now or before."""
+
+    def linked(kind: str, alt: str, draw: Callable[[Path], object]) -> list[str]:
+        file = DOCS / "results" / f"{name}{kind}.png"
+        draw(file)
+        return [f"![{alt}](results/{file.name})\n"] if file.exists() else []
+
+    if name == "attacker":
+        ordered = {study: studies[study] for axis in attacker.AXES.values() for study in axis if study in studies}
+        shown = linked("", "each attack, without and with IMMA", lambda file: across(ordered, file))
+        drawn = linked("-axes", "MSGR and steps, axis by axis", lambda file: choices(attacker.AXES, studies, file))
+        return [*shown, f"{NOBODY_CHOSE}\n", *drawn]
+    if _is_matrix(studies):
+        shown = linked("", "each attack on each defence", lambda file: across(studies, file))
+        return [*shown, f"{NOBODY_CHOSE}\n"] if shown else []
+    shown = []
+    for study, records in studies.items():
+        kind, alt = "" if len(studies) == 1 else f"-{study}", f"each concept, from every model: {records.plan.title}"
+        shown += linked(kind, alt, functools.partial(strip, records))
+    drawn = linked("-curves", "scores along the attack", lambda file: curves(studies, file))
+    return [*shown, *([f"{NOBODY_CHOSE}\n"] if shown else []), *drawn]
+
+
+def figures(studies: Mapping[str, Records]) -> list[str]:
+    if len(studies) == 1:
+        return [summary(records) for records in studies.values()]
+    if _is_matrix(studies):
+        return [f"**MSGR by {metric.title}**\n\n{table}" for metric, table in matrices(studies).items()]
+    return [f"**{records.plan.title}**\n\n{summary(records)}" for records in studies.values()]
+
+
+def _is_matrix(studies: Mapping[str, Records]) -> bool:
+    """A matrix sets attacks on the same concepts beside each other."""
+    return len(studies) > 3 and len({records.plan.concepts for records in studies.values()}) == 1
+
+
+def _said(study: str) -> list[str]:
+    """The paragraphs of what the study's file says of itself, each in one line."""
+    text = ast.get_docstring(ast.parse((ROOT / "studies" / f"{study}.py").read_text(encoding="utf-8"))) or study
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
 def main() -> None:
@@ -111,9 +177,9 @@ def main() -> None:
     folders = parser.parse_args().folders
     first = folders_in(folders[0])[0]
     lines = " \\\n    ".join(str(kept(folder)) for folder in folders)
-    head = HEAD.format(records=RECORDS, first=kept(first), folders=lines)
+    head = HEAD.format(records=RECORDS, first=kept(first), folders=lines, legend=LEGEND)
     control = [LEARNING.format(table=found)] if (found := learning.table()) else []
-    (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(page, folders), *control]), encoding="utf-8")
+    (DOCS / "results.md").write_text("\n".join([head, *map(section, folders), *control]), encoding="utf-8")
     block = readme(RecordFolder(first).read(), place(first).parts[0])
     for folder in folders:
         if ROOT / RECORDS not in folder.resolve().parents:

@@ -37,19 +37,47 @@ def test_its_concepts_are_the_worlds_and_its_docstring_tells_how(world, file):
 def test_the_strip_shows_each_concept_from_every_model(publishing, tmp_path):
     made = synthetic.plan(concepts=("church", "castle"))
     records = synthetic.write_study(tmp_path / "records", made).read()
-    assert publishing("strip").strip(records, tmp_path / "strip.png")
+    assert publishing("drawn").strip(records, tmp_path / "strip.png")
     with Image.open(tmp_path / "strip.png") as image:
         wide = image.size
     alone = synthetic.write_study(tmp_path / "alone").read()
-    assert publishing("strip").strip(alone, tmp_path / "alone.png")
+    assert publishing("drawn").strip(alone, tmp_path / "alone.png")
     with Image.open(tmp_path / "alone.png") as image:
         assert image.height == wide[1]
         assert image.width < wide[0]
     for file in (tmp_path / "alone").rglob("*.png"):
         file.unlink()
     for without in (alone, synthetic.study(tmp_path / "nowhere")):
-        assert not publishing("strip").strip(without, tmp_path / "none.png")
+        assert not publishing("drawn").strip(without, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_attacks_are_drawn_side_by_side(publishing, tmp_path):
+    drawn = publishing("drawn")
+    studies = {name: synthetic.write_study(tmp_path / name).read() for name in ("lora", "dreambooth", "full")}
+    assert drawn.across(studies, tmp_path / "across.png")
+    assert drawn.strip(studies["lora"], tmp_path / "one.png")
+    sizes = []
+    for name in ("one", "across"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            sizes.append(image.size)
+    assert sizes[1][0] > sizes[0][0]
+    for file in (tmp_path / "full").rglob("*.png"):
+        file.unlink()
+    assert not drawn.across(studies, tmp_path / "none.png")
+
+
+def test_curves_and_choices_are_drawn_from_the_records_alone(publishing, tmp_path):
+    drawn = publishing("drawn")
+    studies = {name: synthetic.study(tmp_path / name) for name in ("as-expected", "steps-x10")}
+    drawn.curves(studies, tmp_path / "curves.png")
+    drawn.choices(
+        {"steps": ("as-expected", "steps-x10"), "rank": ("as-expected", "rank-64")}, studies, tmp_path / "axes.png"
+    )
+    for name in ("curves", "axes"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 200
+            assert len(image.convert("RGB").getcolors(2**20)) > 10
 
 
 def test_what_was_learned_is_measured_from_never_seen_to_real(publishing, tmp_path):

@@ -25,18 +25,18 @@ def write_tables(folder: str | Path, out: str | Path, *, force: bool = False, dr
         temporary.write_text(text, encoding="utf-8")
 
 
-def tables(records: Records, *, source: str = "", draws: int = 2000) -> str:
+def tables(records: Records, *, source: str = "", legend: bool = True, draws: int = 2000) -> str:
     """For each defence a table of the concepts; one of all arms; and what they were measured with.
 
-    `source`: where the study is defined, in words. Raises `ImmunityError` while no concept has a finished defence and
-    control.
+    `source`: where the study is defined, in words. `legend`: whether to say what the columns mean. Raises
+    `ImmunityError` while no concept has a finished defence and control.
     """
     arms = _compared(records, draws=draws)
-    parts = [f"## {records.plan.title}\n", _setting(records, source)]
+    parts = [f"## {records.plan.title}\n", setting(records, source)]
     for compared in arms:
         if compared[0].arm.role == "defended":
             parts += [f"### {compared[0].arm.title}\n", _concepts(compared)]
-    parts += ["### All arms, mean over concepts\n", _arms(arms), _FOOT]
+    parts += ["### All arms, mean over concepts\n", _arms(arms), *([LEGEND] if legend else [])]
     return "\n".join(parts)
 
 
@@ -84,7 +84,8 @@ def _compared(records: Records, *, draws: int) -> list[list[Comparison]]:
     return arms
 
 
-def _setting(records: Records, source: str) -> str:
+def setting(records: Records, source: str = "") -> str:
+    """What was attacked with what, how often, and on which model: one line."""
     plan, cells = records.plan, records.finished
     missing = len(records.missing())
     lines = [
@@ -167,7 +168,7 @@ def _if_nothing(compared: Sequence[Comparison], metric: str) -> str:
     return _estimate(Estimate.mean(known)) if known and len(known) == len(found) else UNDEFINED
 
 
-_FOOT = f"""\
+LEGEND = f"""\
 SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95%
 interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Had the attack brought nothing
 back: the MSGR of a model that stays as it was before the attack; what exceeds it, the defence took before any
