@@ -117,15 +117,14 @@ def section(folder: Path) -> str:
     details.write_text("\n".join([f"# {name}: each concept\n", LEGEND, *each_table]), encoding="utf-8")
     alone = len(found) == 1
     title = next(iter(begun.values())).plan.title if alone else _said(where.parts[0])[0].removesuffix(".")
-    parts = [f"## {title}\n"]
-    parts += [setting(records, source(records.folder)) for records in begun.values()] if alone else []
-    parts += (
-        [] if alone else [f"Studies: `studies/{where.parts[0]}.py`, {', '.join(f'`{study}`' for study in begun)}.\n"]
-    )
-    parts += pictures(name, begun)
-    parts += figures(begun)
-    parts.append(f"[Each concept, with verdicts and flags](results/{details.name}).\n")
-    return "\n".join(parts)
+    if alone:
+        about = [setting(records, source(records.folder)) for records in begun.values()]
+    else:
+        about = [f"Studies: `studies/{where.parts[0]}.py`, {', '.join(f'`{study}`' for study in begun)}.\n"]
+    whole = len(where.parts) == 1  # and not one of several studies that a file speaks of together
+    showed = [f"> {text}\n" for text in _said(where.parts[0]) if whole and text.startswith("What it showed")]
+    link = f"[Each concept, with verdicts and flags](results/{details.name}).\n"
+    return "\n".join([f"## {title}\n", *about, *showed, *pictures(name, begun), *figures(begun), link])
 
 
 def pictures(name: str, studies: Mapping[str, Records]) -> list[str]:
