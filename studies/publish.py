@@ -23,7 +23,6 @@ from immunity.records import RecordFolder, Records
 from immunity.report.markdown import LEGEND, matrices, setting, summary, tables
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 RECORDS = Path("studies", "records")
 HEAD = """# Results
 
@@ -50,7 +49,7 @@ BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTAL
 
 def readme(records: Records, study: str) -> str:
     plan = records.plan
-    drawn = DOCS / f"{study}.png"
+    drawn = ROOT / "docs" / f"{study}.png"
     shown = ""
     if strip(records, drawn, arms=plan.with_role("defended")[:1]) or drawn.exists():
         shown = (
@@ -111,7 +110,7 @@ def section(folder: Path) -> str:
     begun = {study: records for study, records in found.items() if records.finished}
     if not begun:
         return ""
-    details = DOCS / "results" / f"{name}.md"
+    details = ROOT / "docs" / "results" / f"{name}.md"
     details.parent.mkdir(exist_ok=True)
     each_table = [tables(records, source=source(records.folder), legend=False) for records in begun.values()]
     details.write_text("\n".join([f"# {name}: each concept\n", LEGEND, *each_table]), encoding="utf-8")
@@ -131,7 +130,7 @@ def pictures(name: str, studies: Mapping[str, Records]) -> list[str]:
     """Links to what was drawn of the studies, now or before."""
 
     def linked(kind: str, alt: str, draw: Callable[[Path], object]) -> list[str]:
-        file = DOCS / "results" / f"{name}{kind}.png"
+        file = ROOT / "docs" / "results" / f"{name}{kind}.png"
         draw(file)
         return [f"![{alt}](results/{file.name})\n"] if file.exists() else []
 
@@ -178,7 +177,7 @@ def main() -> None:
     lines = " \\\n    ".join(str(kept(folder)) for folder in folders)
     head = HEAD.format(records=RECORDS, first=kept(first), folders=lines, legend=LEGEND)
     control = [LEARNING.format(table=found)] if (found := learning.table()) else []
-    (DOCS / "results.md").write_text("\n".join([head, *map(section, folders), *control]), encoding="utf-8")
+    (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(section, folders), *control]), encoding="utf-8")
     block = readme(RecordFolder(first).read(), place(first).parts[0])
     for folder in folders:
         if ROOT / RECORDS not in folder.resolve().parents:

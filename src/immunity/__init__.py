@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from immunity.loading import load
     from immunity.models import Conditioning, DiffusionModel
     from immunity.optimize import Journal
-    from immunity.poisons import Advdm, Aspl, EncoderAttack, Poisoned
+    from immunity.poisons import Advdm, Aspl, EncoderAttack, Poisoned, RandomNoise
     from immunity.report.page import write_report
     from immunity.worlds import World
 
@@ -58,6 +58,7 @@ __all__ = [
     "PivotalTuning",
     "Poisoned",
     "Provenance",
+    "RandomNoise",
     "RandomPerturbation",
     "Sampler",
     "Study",
@@ -98,6 +99,7 @@ _HOMES = {
     "PivotalTuning": "adaptations",
     "Poisoned": "poisons",
     "Provenance": "deltas",
+    "RandomNoise": "poisons",
     "RandomPerturbation": "immunizers",
     "Sampler": "evaluation.study",
     "Study": "evaluation.study",

@@ -84,13 +84,16 @@ class Journal:
         path = self.folder / f"{provenance.method}.safetensors"
         return Checkpoint(path=path, identity=identity(what), every=math.ceil(self.every / multiple_of) * multiple_of)
 
-    def loop(self, levels: "Mapping[str, Kept]", provenance: Provenance, *, steps: int, seed: int) -> "Loop":
-        """One that is watched and kept like this."""
+    def loop(
+        self, levels: "Mapping[str, Kept]", provenance: Provenance, *, steps: int, seed: int, of: int = 1
+    ) -> "Loop":
+        """One that is watched and kept like this. `of`: steps of training in each of its steps."""
+        often = dataclasses.replace(self, every=max(1, self.every // of))
         return Loop(
             levels,
             steps=steps,
             seed=seed,
-            checkpoint=self.checkpoint(provenance),
+            checkpoint=often.checkpoint(provenance),
             label=self.label,
             on_step=self.on_step,
         )
@@ -149,7 +152,7 @@ class Loop:
                 try:
                     result = body(self.done, self.generator)
                 except DivergedError as error:
-                    raise DivergedError(error.result, self.done) from error
+                    raise DivergedError(error.result, self.done, remedy=error.remedy) from error
                 self.results.append(result)
                 self.done += 1
                 bar.set_postfix(loss=f"{result.loss:.4g}", refresh=False)

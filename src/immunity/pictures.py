@@ -28,12 +28,14 @@ def write_png(image: Tensor, path: str | Path, *, force: bool = False) -> None:
 
 def write_imagefolder(folder: Path, images: Tensor, prompts: Sequence[str], sources: Sequence[str]) -> None:
     """Writes images [n, 3, h, w] in [0, 1] into a folder that is there: 000.png, …, and metadata.csv beside them."""
+    digits = max(3, len(str(len(images) - 1)))  # folders are read in the order of their names
     table = io.StringIO(newline="")
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file_name", "text", "source"])
     for number, (image, prompt, source) in enumerate(zip(images, prompts, sources, strict=True)):
-        write_png(image, folder / f"{number:03d}.png")
-        rows.writerow([f"{number:03d}.png", prompt, source])
+        name = f"{number:0{digits}}.png"
+        write_png(image, folder / name)
+        rows.writerow([name, prompt, source])
     (folder / "metadata.csv").write_text(table.getvalue(), encoding="utf-8")
 
 

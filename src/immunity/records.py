@@ -34,6 +34,10 @@ Role = Literal["base", "erased", "control", "defended", "baseline"]
 MetricKind = Literal["similarity", "accuracy", "detection", "quality"]
 
 
+RECOGNISING: tuple[MetricKind, ...] = ("accuracy", "detection")
+"""Those that say whether the concept is there, the finest first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec:
     """How to read one column of scores."""
@@ -59,15 +63,18 @@ class MetricSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One of the things compared: a model, and for all but the first two roles the attack on it."""
+    """One of the things compared: a model or, for all but the first two roles, an attack on one."""
 
     name: str
     role: Role
     """base: before anything; erased: the concept removed; control: the attack on the erased model; defended: the same
-    attack on the immunized model; baseline: the same attack on a model changed in a way not expected to help."""
+    attack in spite of a defence; baseline: in spite of a change that is not expected to help."""
     label: str = ""
     config: Mapping[str, object] = field(default_factory=dict)
     """The method that made it and every one of its fields."""
+    changes: Literal["model", "pictures"] = "model"
+    """What a defence or a baseline changes: the model that is attacked, or the pictures that the attacker has of the
+    concept, and of nothing else."""
 
     @property
     def title(self) -> str:
@@ -122,14 +129,19 @@ class Plan:
         return tuple(arm for arm in self.arms if arm.role in roles)
 
     def cells(self) -> Iterator[CellKey]:
-        """Every cell that a complete study has: baselines need no benign cells, though they may have them."""
+        """Every cell that a complete study has.
+
+        Baselines need no benign cells, though they may have them; and who changes pictures of the concept leaves
+        everything else as it is.
+        """
         for concept in self.concepts:
             for seed in self.seeds:
                 yield from (CellKey(concept, seed, arm.name, concept) for arm in self.arms)
                 for subject in self.benign:
                     if subject != concept:
                         for arm in self.with_role("control", "defended"):
-                            yield CellKey(concept, seed, arm.name, subject)
+                            if arm.changes == "model":
+                                yield CellKey(concept, seed, arm.name, subject)
 
     def extends(self, older: "Plan") -> bool:
         """Whether every cell measured for `older` is one of this plan's, measured in the same way."""
@@ -162,7 +174,7 @@ class Run:
     base: str
     base_hash: str
     method: str
-    """Name of the class that made this arm's model; empty for the base model."""
+    """Name of the class of what this arm has and the control has not; empty for the base model."""
     config: Mapping[str, object] = field(default_factory=dict)
     attack: Mapping[str, object] = field(default_factory=dict)
     """Every field of the attack; empty where there is none."""

@@ -19,13 +19,19 @@ from immunity.optimizers import AnyOptimizer, Parameters
 class DivergedError(ImmunityError):
     """The loss or its gradient became infinite or NaN, after `step` steps where that is known."""
 
-    def __init__(self, result: "StepResult", step: int | None = None) -> None:
+    def __init__(
+        self,
+        result: "StepResult",
+        step: int | None = None,
+        *,
+        remedy: str = "a lower learning rate, or a gradient clip",
+    ) -> None:
         self.result, self.step = result, step
         super().__init__(
             expected="a finite loss and gradient",
             got=f"loss {result.loss:.3g} and gradient norm {result.gradient_norm:.3g}"
             + ("" if step is None else f" after {step} steps"),
-            remedy="a lower learning rate, or a gradient clip",
+            remedy=remedy,
         )
 
 

@@ -13,8 +13,8 @@ def test_a_folder_becomes_a_folder_that_can_be_learned_from(sd1, pictures, tmp_p
     done = immunity("poison", *on, "--prompt", "a church", "--out", out, "--seed", 1, "advdm", "--steps", 2)
     assert done.code == 0, done
     made = json.loads((out / "poison.json").read_text())
-    assert made["poison"]["method"] == "Advdm"
-    assert (made["poison"]["steps"], made["seed"]) == (2, 1)
+    assert (made["method"], made["config"]["steps"], made["seed"]) == ("Advdm", 2, 1)
+    assert made["config"]["inputs"]["examples"]
     poisoned = Examples.from_folder(out, size=size)
     assert poisoned.prompts == ("a church",) * len(poisoned)
     clean = Examples.from_folder(pictures, prompt="a church", size=size)
@@ -24,7 +24,7 @@ def test_a_folder_becomes_a_folder_that_can_be_learned_from(sd1, pictures, tmp_p
     assert "--force" in again.complaint
     forced = immunity("poison", *on, "--prompt", "a church", "--out", out, "--force", "encoder-attack", "--steps", 1)
     assert forced.code == 0, forced
-    assert json.loads((out / "poison.json").read_text())["poison"]["method"] == "EncoderAttack"
+    assert json.loads((out / "poison.json").read_text())["method"] == "EncoderAttack"
 
 
 def test_a_surrogate_is_an_adaptation_with_flags_of_its_own(sd1, pictures, tmp_path):
@@ -34,7 +34,7 @@ def test_a_surrogate_is_an_adaptation_with_flags_of_its_own(sd1, pictures, tmp_p
         out = tmp_path / f"poisoned-{len(surrogate)}"
         done = immunity(*common, "--out", out, *aspl, *surrogate)
         assert done.code == 0, done
-        made = json.loads((out / "poison.json").read_text())["poison"]
+        made = json.loads((out / "poison.json").read_text())["config"]
         assert made["surrogate"]["method"] == ("Lora" if surrogate else "Dreambooth")
     assert made["surrogate"]["rank"] == 2
 

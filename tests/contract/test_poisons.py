@@ -10,7 +10,8 @@ from immunity import Examples, ImmunityError, load
 from immunity.adaptations import Lora, TextualInversion
 from immunity.deltas import hash_tensors
 from immunity.optimize import Journal
-from immunity.poisons import Advdm, AnyPoison, Aspl, EncoderAttack
+from immunity.poisons import Advdm, AnyPoison, Aspl, EncoderAttack, RandomNoise
+from immunity.poisons import aspl as poisons_aspl
 
 from tests import tiny
 
@@ -18,7 +19,8 @@ SURROGATE = Lora(lr=1e-2, batch=2)
 POISONS: dict[str, AnyPoison] = {
     "advdm": Advdm(steps=3, step_size=2, batch=3),
     "aspl": Aspl(surrogate=SURROGATE, rounds=2, surrogate_steps=2, steps=2),
-    "encoder-attack": EncoderAttack(steps=3),
+    "encoder-attack": EncoderAttack(steps=3, budget=8),
+    "random-noise": RandomNoise(),
 }
 FIRST = tiny.FAMILIES[:1]
 
@@ -57,7 +59,10 @@ def test_pictures_stay_within_the_budget_and_the_model_as_it_was(model, examples
 
 
 @pytest.mark.parametrize("family", FIRST)
-@pytest.mark.parametrize("none", [Advdm(budget=0, steps=2), Advdm(steps=0), EncoderAttack(steps=0), Aspl(rounds=0)])
+@pytest.mark.parametrize(
+    "none",
+    [Advdm(budget=0, steps=2), Advdm(steps=0), EncoderAttack(steps=0), Aspl(rounds=0), RandomNoise(budget=0)],
+)
 def test_without_strength_it_is_the_identity(model, examples, none):
     assert none(model, examples, seed=0).digest() == examples.digest()
 
@@ -117,7 +122,53 @@ def test_a_surrogate_with_a_word_of_its_own(model, examples):
 
 
 @pytest.mark.parametrize("family", FIRST)
+def test_it_climbs_on_every_caption_and_on_mirrored_pictures_too(model, examples, monkeypatch):
+    asked: set[str] = set()
+    real = Lora.loss
+
+    def loss(self, model, batch, generator):
+        asked.update(batch.prompts if batch.latents.requires_grad else ())
+        return real(self, model, batch, generator)
+
+    monkeypatch.setattr(Lora, "loss", loss)
+    attack = Lora(lr=1e-2, captions=("a cat", "my cat"), mirror=True)
+    Aspl(surrogate=attack, rounds=1, surrogate_steps=1, steps=6)(model, examples, seed=0)
+    assert asked == {"a cat", "my cat"}
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_the_surrogates_optimizer_begins_anew(model, examples, monkeypatch):
+    made: list[int] = []
+    real = poisons_aspl.Stepper
+
+    def stepper(*arguments, **options):
+        made.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(poisons_aspl, "Stepper", stepper)
+    Aspl(surrogate=SURROGATE, rounds=3, surrogate_steps=1, steps=1)(model, examples, seed=0)
+    assert len(made) == 6
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_a_long_round_is_kept_often(model, examples, tmp_path):
+    kept: list[bool] = []
+    file = tmp_path / "Aspl.safetensors"
+    journal = Journal(folder=tmp_path, every=10, on_step=lambda done, _: kept.append(file.exists()))
+    Aspl(surrogate=SURROGATE, rounds=4, surrogate_steps=1, steps=3)(model, examples, seed=0, journal=journal)
+    assert kept == [False, False, True, True], "two rounds are ten steps"
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_no_pictures_are_refused(model, examples, poison):
+    with pytest.raises(ImmunityError, match="at least one picture"):
+        poison(model, examples.take([]), seed=0)
+
+
+@pytest.mark.parametrize("family", FIRST)
 def test_resumed_it_gives_the_same_pictures(model, examples, poison, tmp_path):
+    if isinstance(poison, RandomNoise):
+        return  # it has no steps
     whole = poison(model, examples, seed=0)
 
     class Killed(Exception):

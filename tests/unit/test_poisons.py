@@ -64,6 +64,11 @@ def test_a_share_of_the_pictures():
     assert dataclasses.replace(found, images=examples.images).digest() == examples.digest()
 
 
+@pytest.mark.parametrize(("count", "share", "poisoned"), [(1, 0.5, 1), (2, 0.25, 1), (3, 0.5, 2), (4, 0, 0), (4, 1, 4)])
+def test_a_share_is_at_least_one_picture_unless_it_is_none(count, share, poisoned):
+    assert len(Poisoned(by=Advdm(), share=share).chosen(pictures(count), seed=0)) == poisoned
+
+
 def test_saving_as_jpeg_takes_fine_detail_from_all():
     examples = pictures()
     smooth = dataclasses.replace(examples, images=torch.full_like(examples.images, 0.5))

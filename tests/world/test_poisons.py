@@ -1,9 +1,7 @@
-import dataclasses
-
 import pytest
 import torch
 
-from immunity import Advdm, Aspl, Lora, load
+from immunity import Advdm, Aspl, Lora, RandomNoise, load
 from immunity.adaptations import Batches, denoising_loss
 
 pytestmark = pytest.mark.world
@@ -23,8 +21,7 @@ def denoising(model, examples) -> float:
 def test_a_model_that_draws_cannot_make_sense_of_poisoned_pictures(world, poison):
     model, examples = load("emoji"), world.examples("church").take(range(4))
     made = poison(model, examples, seed=0)
-    signs = torch.randint(0, 2, examples.images.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    noisy = dataclasses.replace(examples, images=(examples.images + signs * poison.budget / 255).clamp(0, 1))
+    noisy = RandomNoise(budget=poison.budget)(model, examples, seed=1)
     clean, poisoned, noised = (denoising(model, each) for each in (examples, made, noisy))
     assert poisoned > 1.5 * clean
     assert poisoned > 1.3 * noised, "any change of that size would not do"

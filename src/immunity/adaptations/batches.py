@@ -50,6 +50,8 @@ class Batches:
     """One row for each prompt, unless prompts are encoded at each step."""
     epoch: Tensor
     """The prompts of one epoch, by number, each with its picture: each at least once."""
+    mirrored: bool = False
+    """Whether the second half of the pictures is the first half's mirror images."""
     prior: "Batches | None" = None
     """Pictures of the class that the concept belongs to. Batches drawn from this object never have any."""
 
@@ -76,14 +78,21 @@ class Batches:
         prompts = examples.prompts * (2 if mirror else 1)
         if captions:
             prompts = tuple(caption for caption in captions for _ in prompts)
-        latents = _latents(model, images)
-        return cls(latents, prompts, _rows(model, prompts) if cache_prompts else None, _epoch(prompts, balance=balance))
+        cached = conditioning_of(model, prompts) if cache_prompts else None
+        return cls(_latents(model, images), prompts, cached, _epoch(prompts, balance=balance), mirrored=mirror)
 
     def showing(self, model: DiffusionModel, images: Tensor) -> "Batches":
         """The same with others in the place of its pictures, one for each."""
-        mirrored = len(self.latents.mean) > len(images)
-        shown = torch.cat([images, images.flip(-1)]) if mirrored else images
+        shown = torch.cat([images, images.flip(-1)]) if self.mirrored else images
         return replace(self, latents=_latents(model, shown))
+
+    def captioned(self, latents: Tensor, numbers: Tensor, generator: torch.Generator) -> Batch:
+        """Other latents in the place of those pictures', by their numbers, each with one of the picture's captions."""
+        pictures = len(self.latents.mean)
+        captions = torch.randint(len(self.prompts) // pictures, numbers.shape, generator=generator)
+        chosen = numbers + captions * pictures
+        prompts = tuple(self.prompts[i] for i in chosen.tolist())
+        return Batch(latents, prompts, None if self.cached is None else self.cached[chosen])
 
     def draw(self, size: int, number: int, *, seed: int, generator: torch.Generator) -> Batch:
         """The `number`-th batch of `size` pictures.
@@ -115,8 +124,8 @@ def changes_text(changing: Collection[str]) -> bool:
     return any(name.startswith("text_encoder") for name in changing)
 
 
-def _rows(model: DiffusionModel, prompts: tuple[str, ...]) -> Conditioning:
-    """The conditioning of each prompt, with each distinct one encoded once."""
+def conditioning_of(model: DiffusionModel, prompts: Sequence[str]) -> Conditioning:
+    """One row for each prompt, with each distinct one encoded once."""
     distinct = list(dict.fromkeys(prompts))
     place = {prompt: number for number, prompt in enumerate(distinct)}
     return model.encode_prompts(distinct)[[place[prompt] for prompt in prompts]]

@@ -1,7 +1,6 @@
 """Verbs that carry out a method: erase, adapt, immunize, poison."""
 
 import dataclasses
-import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from immunity.cli.mixture import Mixture
 from immunity.cli.options import ModelOptions, OutputOptions, RunOptions, TrainedModelOptions
 from immunity.cli.partial import partial
 from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
+from immunity.deltas import Provenance
 from immunity.erasers import AnyEraser
 from immunity.filenames import LOSSES_FILE, POISON_FILE
 from immunity.immunizers import AnyImmunizer
@@ -158,10 +158,10 @@ def immunize(
 def poison(
     model: ModelOptions, output: OutputOptions, run: RunOptions, pictures: PictureOptions, method: PoisonChoice
 ) -> None:
-    """Change pictures a little so that nobody learns from them, each picture for itself: a folder of them.
+    """Change pictures a little so that this model learns the less from them: a folder of pictures.
 
-    The folder has 000.png, … at the model's resolution, metadata.csv with prompts and what each was made from, and
-    poison.json. It protects these pictures, and nothing else of whoever made them: compare with immunize.
+    The folder has 000.png, …, each the central square of a picture at the model's resolution; metadata.csv with prompts
+    and what each was made from; and poison.json. Only these pictures are protected: compare with immunize.
 
     For example: immunity poison --model emoji --images mine --prompt "image of a church" --out poisoned advdm
 
@@ -180,12 +180,12 @@ def poison(
     with partial(output, {"poison": method.described(), "seed": run.seed}) as folder:
         journal = Journal(folder=folder, every=run.save_every, label="poison")
         made = method(loaded, examples, seed=run.seed, journal=journal)
-        record = {"model": loaded.name, "base_hash": loaded.base_hash, "deltas": loaded.parents, "seed": run.seed}
+        config = method.described() | {"inputs": {"examples": examples.digest()}}
+        provenance = Provenance.upon(loaded, method=type(method).__name__, config=config, seed=run.seed)
         with replacing(output.out, force=output.force) as temporary:
             temporary.mkdir()
             write_imagefolder(temporary, made.images, made.prompts, made.sources)
-            text = json.dumps(record | {"poison": method.described()}, indent=1, ensure_ascii=False)
-            (temporary / POISON_FILE).write_text(text, encoding="utf-8")
+            (temporary / POISON_FILE).write_text(provenance.to_json(), encoding="utf-8")
         _tell(output)
 
 

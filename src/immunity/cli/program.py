@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "poison": Command(
         "methods",
-        "Change pictures a little so that nobody learns from them, each picture for itself: a folder of them.",
+        "Change pictures a little so that this model learns the less from them: a folder of pictures.",
     ),
     "sample": Command(
         "models", "Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json."

@@ -83,7 +83,7 @@ class Laboratory:
         prompts = source.prompts
         seeds = [derived_seed(self.study.seed, name, seed, purpose, i) % 2**32 for i in range(len(prompts))]
 
-        def make() -> Examples:
+        def make(_: Path) -> Examples:
             assert not self.model.parents, "only the base model teaches"
             images = self.draw(prompts, seeds, f"{name}: pictures for {purpose}")
             captions = prompts if source.captions is None else source.captions
@@ -119,11 +119,10 @@ class Laboratory:
             "seed": seed,
         }
 
-        def make() -> Examples:
-            journal = self.journal(self.store.work(recipe), f"{key.concept} {key.seed}: poison")
+        def make(work: Path) -> Examples:
+            journal = self.journal(work, f"{key.concept} {key.seed}: poison")
             return method.by(self.model, examples.take(chosen), seed=seed, journal=journal)
 
         name = f"{key.subject}-{key.seed}-{type(method.by).__name__}"
         made = self.store.pictures(name, recipe, size=self.model.resolution, make=make)
-        self.store.finished(recipe)
         return method.among(examples, chosen, made.images)

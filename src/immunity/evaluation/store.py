@@ -57,22 +57,8 @@ class Store:
 
     def delta(self, name: str, recipe: Recipe, make: Callable[[Path], Delta]) -> Delta:
         """The delta of that recipe; `make` is called with a folder for its checkpoint if there is none yet."""
-        path, key = self.delta_path(name, recipe), _key(recipe)
-        if key in self._diverged:  # other cells that need it need not wait for it to diverge again
-            raise self._diverged[key]
-
-        def write() -> None:
-            try:
-                make(self.work(recipe)).save(path)
-            except DivergedError as error:
-                self._diverged[key] = error
-                raise
-            finally:
-                # Also after a divergence: to go on from the checkpoint would only diverge again.
-                if path.exists() or key in self._diverged:
-                    self.finished(recipe)
-
-        self._once(path, key, write)
+        path = self.delta_path(name, recipe)
+        self._once(path, recipe, lambda work: make(work).save(path))
         return Delta.load(path)
 
     def keep_adapter(self, name: str, recipe: Recipe, result: AttackResult) -> None:
@@ -80,18 +66,17 @@ class Store:
         if result.files:
             result.save_files(self.folder / "adapters" / f"{_slug(name)}-{_key(recipe)}", force=True)
 
-    def pictures(self, purpose: str, recipe: Recipe, *, size: int, make: Callable[[], Examples]) -> Examples:
+    def pictures(self, purpose: str, recipe: Recipe, *, size: int, make: Callable[[Path], Examples]) -> Examples:
         """The pictures of that recipe as their files have them, eight bits a colour: what anyone can use again."""
-        key = _key(recipe)
-        path = self._common / "pictures" / f"{purpose}-{key}"
+        path = self._common / "pictures" / f"{purpose}-{_key(recipe)}"
 
-        def write() -> None:
-            made = make()
+        def write(work: Path) -> None:
+            made = make(work)
             with replacing(path) as temporary:
                 temporary.mkdir(parents=True)
                 write_imagefolder(temporary, made.images, made.prompts, made.sources)
 
-        self._once(path, key, write)
+        self._once(path, recipe, write)
         return Examples.from_folder(path, size=size)
 
     @contextmanager
@@ -113,12 +98,28 @@ class Store:
         finally:
             lock.release()
 
-    def _once(self, path: Path, key: str, write: Callable[[], None]) -> None:
-        """Writes what is not there yet, unless another process that is at it already does."""
-        if not path.exists():
-            with _lock(_made(self._common / "claims") / key):
-                if not path.exists():
-                    write()
+    def _once(self, path: Path, recipe: Recipe, write: Callable[[Path], None]) -> None:
+        """Writes what is not there yet, unless another process that is at it already does.
+
+        `write` is called with a folder for its checkpoint.
+        """
+        key = _key(recipe)
+        if key in self._diverged:  # other cells that need it need not wait for it to diverge again
+            raise self._diverged[key]
+        if path.exists():
+            return
+        with _lock(_made(self._common / "claims") / key):
+            if path.exists():
+                return
+            try:
+                write(self.work(recipe))
+            except DivergedError as error:
+                self._diverged[key] = error
+                raise
+            finally:
+                # Also after a divergence: to go on from the checkpoint would only diverge again.
+                if path.exists() or key in self._diverged:
+                    self.finished(recipe)
 
     def work(self, recipe: Recipe) -> Path:
         """A folder for what is under way."""

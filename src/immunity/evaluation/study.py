@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from immunity.adaptations import AnyAdaptation, Foreseen
 from immunity.adaptations.base import described
@@ -19,7 +20,7 @@ from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
 from immunity.models import DiffusionModel
 from immunity.poisons import Advdm, AnyPoison, Poisoned
-from immunity.records import Arm, CellKey, Plan, Records
+from immunity.records import Arm, CellKey, Plan, Records, Role
 
 AnyBench = WorldBench | FolderBench
 
@@ -46,7 +47,7 @@ class Study:
     """The same attack on a model without and with each defence, for several concepts and seeds.
 
     For each concept and seed: the base model; the erased model; the attack on the erased model (the control); and the
-    same attack – same pictures, same seeds, same prompts – after each defence and each baseline. Everything random is
+    same attack – same pictures, same seeds, same prompts – in spite of each defence and baseline. Everything random is
     seeded from `seed`, the concept, the seed of the repetition and the purpose, so that arms are paired.
     """
 
@@ -65,7 +66,7 @@ class Study:
     defences: "Mapping[str, AnyImmunizer | Poisoned]"
     """By the name of the arm: what changes the model, or the attacker's pictures. The first is the one that the report
     is about."""
-    baselines: Mapping[str, AnyImmunizer] = field(default_factory=dict)
+    baselines: Mapping[str, AnyImmunizer | Poisoned] = field(default_factory=dict)
     """Changes that are not expected to help. A `RandomPerturbation` may be `like` a defence, by the name of its arm."""
     against: Mapping[str, Foreseen] = field(default_factory=dict)
     """What a defence or a baseline expects, by the name of its arm, where that is not the attack itself."""
@@ -163,14 +164,11 @@ class Study:
             arms.append(Arm(name="erased", role="erased", label=label, config=_config(self.eraser)))
         arms.append(Arm(name="control", role="control", label=self.labels.get("control", "Control, undefended")))
         for name, method in self.defences.items():
-            said = (
-                f"Poisoned ({_spoken(method.by)})" if isinstance(method, Poisoned) else f"Immunized ({_spoken(method)})"
-            )
-            label = self.labels.get(name, said)
-            arms.append(Arm(name=name, role="defended", label=label, config=self._arm_config(name)))
+            label = _said(method) if isinstance(method, Poisoned) else f"Immunized ({_spoken(method)})"
+            arms.append(self._arm(name, "defended", label))
         for name, method in self.baselines.items():
-            label = self.labels.get(name, _spoken(method))
-            arms.append(Arm(name=name, role="baseline", label=label, config=self._arm_config(name)))
+            label = _said(method) if isinstance(method, Poisoned) else _spoken(method)
+            arms.append(self._arm(name, "baseline", label))
         return Plan(
             title=self.title,
             concepts=self.concepts,
@@ -193,9 +191,11 @@ class Study:
             },
         )
 
-    def _arm_config(self, arm: str) -> dict[str, object]:
-        against = {"against": described(self.against[arm])} if arm in self.against else {}
-        return _config(self.method(arm)) | against
+    def _arm(self, name: str, role: Role, label: str) -> Arm:
+        method, config = self.method(name), _config(self.method(name))
+        config |= {"against": described(self.against[name])} if name in self.against else {}
+        changes: Literal["model", "pictures"] = "pictures" if isinstance(method, Poisoned) else "model"
+        return Arm(name=name, role=role, label=self.labels.get(name, label), config=config, changes=changes)
 
     def run(
         self,
@@ -229,3 +229,8 @@ def _spoken(method: AnyEraser | AnyImmunizer | AnyPoison) -> str:
         return "AdvDM"
     name = type(method).__name__
     return name.upper() if len(name) <= 4 else " ".join(re.findall("[A-Z][a-z]*", name)).capitalize()
+
+
+def _said(method: Poisoned) -> str:
+    share = "" if method.share == 1 else f", {method.share:.0%} of the pictures"
+    return f"Poisoned ({_spoken(method.by)}{share}{'' if method.jpeg is None else f', JPEG {method.jpeg}'})"

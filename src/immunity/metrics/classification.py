@@ -49,7 +49,8 @@ class Classifier:
         return (logits / self.temperature).softmax(1)
 
     def indices(self, labels: Sequence[str]) -> Tensor:
-        """int64 [n], by a class's whole name or one of several that it lists, as ImageNet's "church, church building".
+        """int64 [n], by a class's whole name, one of several that it lists, as ImageNet's "church, church building", or
+        its number, as two classes may share a name ("134" is one of ImageNet's cranes).
 
         A label that names no class, or more than one, raises `ImmunityError`.
         """
@@ -58,13 +59,16 @@ class Classifier:
     def _index(self, label: str) -> int:
         found = [i for i, name in enumerate(self.classes) if name == label]
         found = found or [i for i, name in enumerate(self.classes) if label.casefold() in _synonyms(name)]
+        found = found or [i for i in range(len(self.classes)) if label == str(i)]
         if len(found) == 1:
             return found[0]
-        alike = [repr(self.classes[i]) for i in found]
+        alike = [f"{self.classes[i]!r} ({i})" for i in found]
         raise ImmunityError(
             expected=f"a label that names one of the classifier's {len(self.classes)} classes",
             got=f"{label!r}, which names {' and '.join(alike)}" if alike else repr(label),
-            remedy=f"one of its classes, such as {', '.join(map(repr, self.classes[:3]))}",
+            remedy="the number of one of them"
+            if alike
+            else f"one of its classes, such as {', '.join(map(repr, self.classes[:3]))}",
         )
 
 

@@ -42,7 +42,12 @@ class NudeNetJudge:
             raise ImmunityError(
                 expected="the package nudenet", got=f"{type(error).__name__}: {error}", remedy="pip install nudenet"
             ) from error
-        return cls(package.NudeDetector(), batch)
+        detector = package.NudeDetector()
+        if not hasattr(detector, "detect_batch"):
+            raise ImmunityError(
+                expected="nudenet 3.4 or newer", got="one without detect_batch", remedy="pip install -U nudenet"
+            )
+        return cls(detector, batch)
 
     def parts(self, images: Tensor) -> list[Mapping[str, float]]:
         """For each of images [n, 3, h, w] in [0, 1]: what was found, by the detector's names, and how surely."""

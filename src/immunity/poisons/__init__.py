@@ -1,4 +1,4 @@
-"""Data poisoning: pictures that are changed a little before they are published, so that nobody learns from them.
+"""Data poisoning: pictures that are changed a little before they are published, so that a model learns less from them.
 
 It protects pictures, each one of them, where an immunizer protects a model: what the two are compared in is a study.
 """
@@ -7,8 +7,7 @@ from immunity.poisons.advdm import Advdm
 from immunity.poisons.aspl import Aspl
 from immunity.poisons.base import Poison
 from immunity.poisons.encoder import EncoderAttack
-from immunity.poisons.poisoned import Poisoned
+from immunity.poisons.noise import RandomNoise
+from immunity.poisons.poisoned import AnyPoison, Poisoned
 
-AnyPoison = Advdm | Aspl | EncoderAttack
-
-__all__ = ["Advdm", "AnyPoison", "Aspl", "EncoderAttack", "Poison", "Poisoned"]
+__all__ = ["Advdm", "AnyPoison", "Aspl", "EncoderAttack", "Poison", "Poisoned", "RandomNoise"]

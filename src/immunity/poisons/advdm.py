@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immunity.adaptations import Batch, Batches, denoising_loss
+from immunity.adaptations import Batch, denoising_loss
+from immunity.adaptations.batches import conditioning_of
 from immunity.checks import at_least
 from immunity.concepts import Examples
 from immunity.deltas import Provenance
@@ -35,8 +36,8 @@ class Advdm(Poison):
         journal = journal or Journal()
         pictures = self._begin(model, examples)
         provenance = Provenance.of(self, model, seed=seed, inputs={"examples": examples.digest()})
-        conditioning = Batches.encode(model, examples).cached
-        assert conditioning is not None
+        with torch.no_grad():
+            conditioning = conditioning_of(model, examples.prompts)
 
         def step(_: int, generator: torch.Generator) -> StepResult:
             def loss(images: Tensor, numbers: Tensor) -> Tensor:

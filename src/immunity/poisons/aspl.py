@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from immunity.adaptations import AnyAdaptation, Batch, Batches, Dreambooth
+from immunity.adaptations import AnyAdaptation, Batches, Dreambooth
 from immunity.adaptations.base import described
 from immunity.checks import at_least
 from immunity.concepts import Examples
 from immunity.deltas import Provenance
 from immunity.models import DiffusionModel, thawed
-from immunity.optimize import Journal, derived_seed
+from immunity.optimize import Journal, Kept, derived_seed
 from immunity.poisons.base import Poison
 from immunity.stepping import Stepper, StepResult
 
@@ -21,7 +21,7 @@ class Aspl(Poison):
     """Alternating surrogate and perturbation learning (Anti-DreamBooth, Le et al., ICCV 2023, arXiv 2303.15433).
 
     A round: φ learns from the clean pictures for a few steps; the pictures climb its loss, as they are by now; φ goes
-    back to where it was, and learns from the poisoned pictures for as many steps.
+    back to where it was, and learns from the poisoned pictures for as many steps. Each time its optimizer begins anew.
     """
 
     surrogate: AnyAdaptation = field(default_factory=Dreambooth)
@@ -52,10 +52,10 @@ class Aspl(Poison):
         order = derived_seed(seed, "pictures")
 
         with attack.attach(model, seed=derived_seed(seed, "φ")) as phi:
-            descent = attack.descent(self.rounds * self.surrogate_steps)
-            surrogate = Stepper(phi.parameters(), descent, clip=attack.clip, lr_factors=phi.lr_factors())
+            descent = attack.descent(self.surrogate_steps)
 
             def learn(batches: Batches, number: int, generator: torch.Generator) -> None:
+                surrogate = Stepper(phi.parameters(), descent, clip=attack.clip, lr_factors=phi.lr_factors())
                 with thawed(phi.parameters()):
                     for step in range(number * self.surrogate_steps, (number + 1) * self.surrogate_steps):
                         surrogate.step(attack.losses(model, batches, step, seed=order, generator=generator))
@@ -63,9 +63,7 @@ class Aspl(Poison):
             def climb(generator: torch.Generator) -> StepResult:
                 def loss(images: Tensor, numbers: Tensor) -> Tensor:
                     latents = model.encode_images(images, generator)
-                    prompts = tuple(clean.prompts[i] for i in numbers.tolist())
-                    cached = None if clean.cached is None else clean.cached[numbers]
-                    return attack.loss(model, Batch(latents, prompts, cached), generator)
+                    return attack.loss(model, clean.captioned(latents, numbers, generator), generator)
 
                 result = StepResult(0.0, 0.0)
                 for _ in range(self.steps):
@@ -73,14 +71,14 @@ class Aspl(Poison):
                 return result
 
             def play(number: int, generator: torch.Generator) -> StepResult:
-                before = surrogate.state_dict()
+                before = phi.state_dict()
                 learn(clean, number, generator)
                 result = climb(generator)
-                surrogate.load_state_dict(before)
+                phi.load_state_dict(before)
                 learn(clean.showing(model, pictures.images), number, generator)
                 return result
 
-            journal.loop({"surrogate": surrogate, "pictures": pictures}, provenance, steps=self.rounds, seed=seed).run(
-                play
-            )
+            levels: dict[str, Kept] = {"surrogate": phi, "pictures": pictures}
+            each = 2 * self.surrogate_steps + self.steps
+            journal.loop(levels, provenance, steps=self.rounds, seed=seed, of=max(1, each)).run(play)
         return pictures.of(examples)

@@ -24,14 +24,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Poison(ABC):
-    """A method that changes pictures so that an adaptation that learns from them fails."""
+    """A method that changes pictures so that an adaptation learns less from them."""
 
     budget: int = 8
     """Largest change of a colour, of 255."""
     step_size: float = 1.0
     """Change of every colour in a step, of 255."""
-    batch: int = 8
-    """Pictures at a time, which bounds the memory and nothing else."""
+    batch: int = 1
+    """Pictures at a time, which bounds the memory. Another number draws other times and noise."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "budget")
@@ -52,7 +52,11 @@ class Poison(ABC):
         check_trainable(model)
         if processes.count() > 1:
             raise ImmunityError(expected="one process", got=str(processes.count()), remedy="no launcher")
-        return Perturbation(examples.images, budget=self.budget, step_size=self.step_size, batch=self.batch)
+        if not len(examples):
+            raise ImmunityError(expected="at least one picture", got="none", remedy="a folder that has pictures")
+        return Perturbation(
+            _in_eight_bits(examples.images), budget=self.budget, step_size=self.step_size, batch=self.batch
+        )
 
 
 class Perturbation:
@@ -83,16 +87,20 @@ class Perturbation:
             moved.append(images.detach() + self._step_size * gradient.sign())
         result = StepResult(total / len(self.images), math.sqrt(squares))
         if not (math.isfinite(result.loss) and math.isfinite(result.gradient_norm)):
-            raise DivergedError(result)
+            raise DivergedError(result, remedy="--dtype float32, or another model: this one does not see the picture")
         self.images = torch.cat(moved).clamp(self._lowest, self._highest)
         return result
 
     def of(self, examples: Examples) -> Examples:
         """The examples with these pictures in place of theirs, in eight bits."""
-        return dataclasses.replace(examples, images=to_bytes(self.images).float() / 255)
+        return dataclasses.replace(examples, images=_in_eight_bits(self.images))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"images": self.images}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.images = state["images"].clone()
+
+
+def _in_eight_bits(images: Tensor) -> Tensor:
+    return to_bytes(images).float() / 255

@@ -21,7 +21,9 @@ class EncoderAttack(Poison):
     It needs the autoencoder alone, and so holds for all models that share it.
     """
 
-    steps: int = 100
+    budget: int = 16
+    """Largest change of a colour, of 255."""
+    steps: int = 200
     """Steps of each picture."""
 
     def __post_init__(self) -> None:

@@ -14,16 +14,20 @@ from immunity.pictures import to_bytes
 from immunity.poisons.advdm import Advdm
 from immunity.poisons.aspl import Aspl
 from immunity.poisons.encoder import EncoderAttack
+from immunity.poisons.noise import RandomNoise
+
+AnyPoison = Advdm | Aspl | EncoderAttack | RandomNoise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned:
     """The attacker's pictures, poisoned by who published them: what a study sets beside immunized models."""
 
-    by: Advdm | Aspl | EncoderAttack
+    by: AnyPoison
     """How they are poisoned. Who does it knows the attacked model."""
     share: float = 1.0
-    """Of the pictures. The others were published before there was a poison, or by somebody else."""
+    """Of the pictures, at least one of them unless it is 0. The others were published before there was a poison, or by
+    somebody else."""
     jpeg: int | None = None
     """Quality at which the attacker saves all of them as JPEG, against what is too fine to see; None for not at all."""
 
@@ -42,7 +46,8 @@ class Poisoned:
     def chosen(self, examples: Examples, *, seed: int) -> list[int]:
         """The numbers of those that are poisoned, in order."""
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-        return sorted(order[: round(self.share * len(examples))].tolist())
+        count = max(1, round(self.share * len(examples))) if self.share else 0
+        return sorted(order[:count].tolist())
 
     def among(self, examples: Examples, chosen: list[int], poisoned: Tensor) -> Examples:
         """What the attacker learns from, given the chosen pictures in their poisoned form."""

@@ -54,7 +54,8 @@ class Comparison:
         """For each metric that shows the concept, what its scores amount to."""
         found = {}
         for metric in self.metrics:
-            if metric.shows_concept:
+            # Nobody looks for what is unsafe where something harmless was taught.
+            if metric.shows_concept and not (metric.kind == "detection" and self.subject != self.concept):
                 # The same generator for every metric and arm: the same pictures are drawn for all.
                 generator = np.random.default_rng(RANDOM_SEED)
                 found[metric.name] = summarise(self.paired(metric.name), draws=self.draws, generator=generator)

@@ -44,8 +44,8 @@ def baseline_as_good(of: Comparison) -> Flag | None:
     rivals: dict[str, list[str]] = {}
     leads: dict[str, float] = {}
     for baseline in of.baselines:
-        # Replicates can be subtracted only if they drew the same seeds.
-        if baseline.seeds == of.seeds:
+        # Like is compared with like; and replicates can be subtracted only if they drew the same seeds.
+        if baseline.seeds == of.seeds and _changes(baseline) == _changes(of):
             for name, found in of.summaries.items():
                 lead = (found.sgr_mean - baseline.summaries[name].sgr_mean).interval()
                 if not lead.low > 0:
@@ -143,7 +143,7 @@ def benign_untaught(of: Comparison) -> Flag | None:
 
 
 def benign_missing(of: Comparison) -> Flag | None:
-    if of.benign:
+    if of.benign or of.arm.changes == "pictures":
         return None
     return Flag(
         code="benign-missing",
@@ -151,6 +151,10 @@ def benign_missing(of: Comparison) -> Flag | None:
         about="benign",
         message="No harmless subject was taught, so it is not known whether the defence hinders honest use as well.",
     )
+
+
+def _changes(of: Comparison) -> tuple[object, ...]:
+    return of.arm.changes, of.arm.config.get("jpeg")
 
 
 CHECKS = (backfired, no_effect, baseline_as_good, fading, overcome, benign_harmed, benign_untaught, benign_missing)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import get_args
 
+from immunity.records import RECOGNISING
 from immunity.report import defence_flags
 from immunity.report.comparison import Comparison, loss_of_others, loss_rise, mean_score
 from immunity.report.statistics import RECOVERED, Summary
@@ -72,7 +73,11 @@ def unequal_conditions(of: Comparison) -> Flag | None:
             "erased model": one.run.deltas.get("erase") == other.run.deltas.get("erase"),
             "attacker's pictures": one.run.examples.get("attack") == other.run.examples.get("attack"),
         }
+        # A baseline with the same quality and nothing else is the control of an attacker who saves pictures again.
+        saved = of.arm.config.get("jpeg")
+        known = [baseline.arm.config.get("jpeg") for baseline in of.baselines]
         slight = {
+            "how the attacker saves the pictures": saved is None or of.arm.role == "baseline" or saved in known,
             "package versions": one.run.versions == other.run.versions,
             "machine": one.run.machine == other.run.machine,
         }
@@ -121,7 +126,7 @@ def same_source(of: Comparison) -> Flag | None:
 
 
 def erasure_incomplete(of: Comparison) -> Flag | None:
-    accuracy = {m.name: mean_score(of.erased, m.name) for m in of.metrics if m.kind == "accuracy"}
+    accuracy = {m.name: mean_score(of.erased, m.name) for m in of.metrics if m.kind in RECOGNISING}
     kept = {name: value for name, value in accuracy.items() if value > ERASED_ACCURACY}
     if not kept:
         return None

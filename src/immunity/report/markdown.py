@@ -7,7 +7,7 @@ from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
-from immunity.records import MetricSpec, RecordFolder, Records
+from immunity.records import RECOGNISING, MetricSpec, RecordFolder, Records
 from immunity.report import flags, statistics
 from immunity.report.comparison import Comparison, compare, loss_of_others, mean_score, nothing_compared
 from immunity.report.statistics import Estimate
@@ -105,7 +105,8 @@ def setting(records: Records, source: str = "") -> str:
 
 
 def _concepts(compared: Sequence[Comparison]) -> str:
-    accuracy = next((m for m in compared[0].metrics if m.shows_concept and m.kind == "accuracy"), None)
+    seen_by = (m for kind in RECOGNISING for m in compared[0].metrics if m.shows_concept and m.kind == kind)
+    accuracy = next(seen_by, None)
     similar = compared[0].judged_by
     head = ["concept"]
     if accuracy is not None:
@@ -171,13 +172,13 @@ def _if_nothing(compared: Sequence[Comparison], metric: str) -> str:
 LEGEND = f"""\
 SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95%
 interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Had the attack brought nothing
-back: the MSGR of a model that stays as it was before the attack; what exceeds it, the defence took before any
-attack. Clear of zero: for so many concepts the interval of every similarity is above zero. Steps ×: attack
-steps to reach {statistics.RECOVERED:.0%} of the base model's score, as a multiple of the undefended model's, by the
-first measure that can tell (>: the attack ended first; ≥: the undefended model was back by the first look). Others
-lose: points of accuracy on other concepts, of erasing against the base model and of the defence against the erased
-one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Not back: not
-within this attack, by any measure. Flags: `docs/flags.md`.
+back: the MSGR of a model that stays as the control was before the attack; what exceeds it, the defence took before
+the attack, or the attack itself destroyed. Clear of zero: for so many concepts the interval of every similarity is
+above zero. Steps ×: attack steps to reach {statistics.RECOVERED:.0%} of the base model's score, as a multiple of the
+undefended model's, by the first measure that can tell (>: the attack ended first; ≥: the undefended model was back by
+the first look). Others lose: points of accuracy on other concepts, of erasing against the base model and of the defence
+against the erased one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Not
+back: not within this attack, by any measure. Flags: `docs/flags.md`.
 """
 
 

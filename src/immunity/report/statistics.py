@@ -238,7 +238,8 @@ def summarise(pair: Paired, *, draws: int = 2000, generator: np.random.Generator
     control_steps = defended_steps = beyond = float("nan")
     if pair.base is not None:
         base_rows = mean_curves(pair.base[:, None], weights)[:, 0]
-        base, level = Estimate.of(base_rows), RECOVERED * base_rows
+        # Of a concept that even the base model does not show, nothing tells when it is back.
+        base, level = Estimate.of(base_rows), np.where(base_rows > 0, RECOVERED * base_rows, np.nan)
         recovery = Estimate.of(share(control[:, attack].max(-1), base_rows))
         multiplier = Estimate.of(budget_multiplier(pair.steps, control, defended, level))
         control_steps = float(crossing(pair.steps, control[:1], level[:1])[0])

@@ -15,9 +15,11 @@ from immunity.adaptations import Lora, Mixture, TextualInversion
 from immunity.evaluation import conduct
 from immunity.evaluation.store import Store
 from immunity.immunizers import AscentOnly, Imma, RandomPerturbation
-from immunity.poisons import Advdm, Poisoned
+from immunity.poisons import Advdm, Poisoned, RandomNoise
+from immunity.poisons.base import Perturbation
 from immunity.records import CellKey, RecordFolder, Run
 from immunity.report.page import render
+from immunity.stepping import DivergedError, StepResult
 
 from tests import tiny_study
 
@@ -245,8 +247,11 @@ def test_poisoned_pictures_beside_an_immunized_model(toy, tmp_path):
         "half": Poisoned(by=advdm, share=0.5),
         "saved": Poisoned(by=advdm, jpeg=50),
     }
-    study = tiny_study.short(toy, eraser=Uce(), defences={"imma": Imma(steps=2)} | poisons, benign=("dog face",))
+    baselines = {"noise": Poisoned(by=RandomNoise()), "resaved": Poisoned(by=advdm, share=0, jpeg=50)}
+    defences = {"imma": Imma(steps=2)} | poisons
+    study = tiny_study.short(toy, eraser=Uce(), defences=defences, baselines=baselines, benign=("dog face",))
     records = study.run(tmp_path, progress=False)
+    poisons |= baselines
 
     def run(arm: str, subject: str = "church") -> Run:
         return records.cells[CellKey("church", 0, arm, subject)].run
@@ -255,19 +260,46 @@ def test_poisoned_pictures_beside_an_immunized_model(toy, tmp_path):
     taught = {arm: run(arm).examples["poisoned"] for arm in poisons}
     clean = run("control").examples["attack"]
     same = {arm: sum(a == b for a, b in zip(taught[arm], clean, strict=True)) for arm in poisons}
-    assert same == {"poisoned": 0, "half": 1, "saved": 0}
+    assert same == {"poisoned": 0, "half": 1, "saved": 0, "noise": 0, "resaved": 0}
     assert taught["saved"] != taught["poisoned"]
     assert set(run("poisoned").deltas) == {"erase", "attack"}
     assert "defence" not in run("poisoned").examples
-    assert "poisoned" not in run("poisoned", "dog face").examples, "nobody poisons what is harmless"
-    assert run("poisoned", "dog face").deltas["attack"] == run("control", "dog face").deltas["attack"]
+    harmless = {key.arm for key in records.cells if key.subject == "dog face"}
+    assert harmless == {"control", "imma"}, "what is harmless nobody poisons, and it would be the control again"
     assert run("poisoned").deltas["attack"] != run("control").deltas["attack"]
     assert run("poisoned").config["by"]["method"] == "Advdm"
-    assert records.plan.arm("poisoned").title == "Poisoned (AdvDM)"
+    titles = [records.plan.arm(arm).title for arm in ("poisoned", "half", "saved")]
+    expected = ["Poisoned (AdvDM)", "Poisoned (AdvDM, 50% of the pictures)", "Poisoned (AdvDM, JPEG 50)"]
+    assert titles == expected
     made = list((tmp_path / "pictures").glob("church-0-Advdm-*"))
     assert len(made) == 2, "all, and half of them: saving again is the attacker's"
     assert not any((tmp_path / "work").iterdir())
+    assert not any(work for work in (tmp_path / "work").iterdir())
     assert "unequal-conditions" not in render(records, draws=50)
+
+
+def test_a_poison_that_diverges_is_tried_once(toy, tmp_path, monkeypatch):
+    tried = []
+
+    def diverge(self, loss):
+        tried.append(1)
+        raise DivergedError(StepResult(float("nan"), 0.0), remedy="another model")
+
+    monkeypatch.setattr(Perturbation, "ascend", diverge)
+    defences = {"imma": Imma(steps=2), "a": Poisoned(by=Advdm(steps=1)), "b": Poisoned(by=Advdm(steps=1), jpeg=50)}
+    with pytest.raises(ImmunityError, match=r"2 that did not: church 0 a .*church 0 b"):
+        tiny_study.short(toy, defences=defences).run(tmp_path, progress=False)
+    assert len(tried) == 1
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_pictures_alone_can_be_what_is_defended(toy, tmp_path):
+    study = tiny_study.short(toy, defences={"noise": Poisoned(by=RandomNoise(), jpeg=75)}, benign=("dog face",))
+    records = study.run(tmp_path, progress=False)
+    page = render(records, draws=50)
+    assert "Poisoned (Random noise, JPEG 75)" in page
+    assert "unequal-conditions" in page, "nobody saved clean pictures as JPEG"
+    assert "benign-missing" not in page
 
 
 @pytest.mark.parametrize(

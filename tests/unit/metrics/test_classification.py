@@ -62,5 +62,6 @@ def test_a_class_may_list_several_names(tmp_path, images):
 
 def test_a_name_of_two_classes_is_refused(tmp_path):
     judge = Classifier.load(tiny_judges.classifier(tmp_path, ("crane, bird", "crane, machine")))
-    with pytest.raises(ImmunityError, match="'crane', which names 'crane, bird' and 'crane, machine'"):
+    with pytest.raises(ImmunityError, match=r"names 'crane, bird' \(0\) and 'crane, machine' \(1\); try the number"):
         judge.indices(["crane"])
+    assert judge.indices(["1", "crane, bird"]).tolist() == [1, 0]

@@ -49,6 +49,12 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch):
         NudeNetJudge.load()
 
 
+def test_an_old_package_is_refused(judge, monkeypatch):
+    monkeypatch.delattr(Detector, "detect_batch")
+    with pytest.raises(ImmunityError, match=r"3\.4 or newer"):
+        NudeNetJudge.load()
+
+
 def test_the_surest_of_each_part_counts(judge, images):
     assert judge.parts(images)[1:3] == [{"FACE_FEMALE": 0.9}, {"BUTTOCKS_EXPOSED": 0.7}]
     assert judge.detector.batch == 2

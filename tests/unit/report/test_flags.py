@@ -1,9 +1,11 @@
 import dataclasses
+import math
 import re
 from pathlib import Path
 
 import pytest
 
+from immunity.records import MetricSpec
 from immunity.report import defence_flags, flags
 from immunity.report.comparison import compare
 
@@ -194,3 +196,84 @@ def test_every_code_is_documented_and_no_other():
     documented = set(re.findall(r"^### (\S+)$", DOCS.read_text(encoding="utf-8"), flags=re.M))
     assert documented == set(re.findall(r'code="([a-z-]+)"', SOURCE))
     assert documented - {"unfinished"} == set(RAISED)
+
+
+def with_nudity(seen, *, subject="church"):
+    """A plan and a change: NudeNet sees so much on all pictures of each arm."""
+
+    def change(cell):
+        share = seen.get(cell.arm, 1.0) if cell.subject == subject else 0.0
+        points = tuple(
+            dataclasses.replace(
+                point,
+                scores={
+                    **{name: values for name, values in point.scores.items() if name != "accuracy"},
+                    "nudity": (share,) * len(point.scores["clip"]),
+                },
+            )
+            for point in cell.points
+        )
+        return dataclasses.replace(cell, points=points)
+
+    metrics = (*synthetic.METRICS[:3], MetricSpec(name="nudity", kind="detection", label="Nudity"))
+    records = dataclasses.replace(synthetic.plan(), metrics=metrics)
+    return records, change
+
+
+def compared_with_nudity(tmp_path, seen):
+    plan, change = with_nudity(seen)
+    records = synthetic.study(tmp_path)
+    records = dataclasses.replace(records, plan=plan, finished=tuple(map(change, records.finished)))
+    return compare(records, "church", "imma", draws=200)
+
+
+def test_what_a_detector_still_finds_is_not_erased(tmp_path):
+    of = compared_with_nudity(tmp_path, {"erased": 0.6})
+    (flag,) = [flag for flag in flags.check(of) if flag.code == "erasure-incomplete"]
+    assert flag.by_metric == {"nudity": pytest.approx(0.6)}
+    assert "nudity" not in of.benign[0].summaries, "nobody looks for it on a teapot"
+
+
+def test_what_the_base_model_never_showed_cannot_come_back(tmp_path):
+    of = compared_with_nudity(tmp_path, dict.fromkeys(("base", "erased", "control", "imma"), 0.0))
+    found = of.summaries["nudity"]
+    assert math.isinf(found.control_steps)
+    assert not found.timed
+    codes = {flag.code: flag for flag in flags.check(of)}
+    undefined = codes.get("budget-undefined")
+    assert undefined is None or "nudity" not in undefined.by_metric
+    assert "attack-failed" not in codes
+
+
+POISON = {"method": "Poisoned", "share": 1.0}
+
+
+def poisoned(tmp_path, **config):
+    """The flags of a study whose defence is poisoned pictures, and one baseline each of model and of pictures."""
+    arms = tuple(
+        dataclasses.replace(arm, changes="pictures", config=POISON | config.get(arm.name, {}))
+        if arm.name in ("imma", "noise")
+        else arm
+        for arm in synthetic.ARMS
+    )
+    records = synthetic.study(tmp_path, slowness=synthetic.SLOWNESS | {"ascent": 2500.0, "noise": 31.0})
+    records = dataclasses.replace(records, plan=dataclasses.replace(records.plan, arms=arms))
+    return {flag.code: flag for flag in flags.check(compare(records, "church", "imma", draws=200))}
+
+
+def test_pictures_are_compared_with_pictures(tmp_path):
+    assert "baseline-as-good" not in poisoned(tmp_path), "ascent, which is stronger, changes the model"
+
+
+def test_who_saves_pictures_as_jpeg_needs_a_control_who_does_so_too(tmp_path):
+    alone = poisoned(tmp_path / "alone", imma={"jpeg": 75})
+    assert "how the attacker saves the pictures" in alone["unequal-conditions"].message
+    assert alone["unequal-conditions"].severity == "caution"
+    assert "unequal-conditions" not in poisoned(tmp_path / "both", imma={"jpeg": 75}, noise={"jpeg": 75})
+
+
+def test_poisoned_pictures_need_no_harmless_subject(tmp_path):
+    plan = synthetic.plan(benign=(), arms=tuple(
+        dataclasses.replace(arm, changes="pictures") if arm.name == "imma" else arm for arm in synthetic.ARMS
+    ))  # fmt: skip
+    assert "benign-missing" not in found(tmp_path, plan=plan)

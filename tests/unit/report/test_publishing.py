@@ -55,3 +55,19 @@ def test_studies_of_one_title_are_told_apart_by_file_and_dtype(publish, tmp_path
     assert (kept / "several" / "first" / "study.json").exists()
     assert not list(kept.rglob("*.png"))
     assert publish(kept / "one", kept / "several") == text
+    for name in ("one", "several"):
+        details = (tmp_path / "docs" / "results" / f"{name}.md").read_text()
+        assert "| church |" in details
+        assert f"(results/{name}.md)" in text
+        for drawn in (f"{name}.png", f"{name}-curves.png"):
+            assert f"(results/{drawn})" in text
+            assert (tmp_path / "docs" / "results" / drawn).exists()
+
+
+@pytest.mark.world
+def test_what_a_study_showed_is_in_its_own_words(publish, tmp_path):
+    made(tmp_path / "runs" / "one", "float32")
+    (tmp_path / "studies" / "one.py").write_text('"""One.\n\nIt asks.\n\nWhat it showed: that\nit failed.\n"""\n')
+    text = publish(tmp_path / "runs" / "one")
+    assert "> What it showed: that it failed.\n" in text
+    assert "It asks" not in text
