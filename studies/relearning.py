@@ -17,13 +17,20 @@ What it gave is in docs/results.md, which `python studies/publish.py` makes of t
 
 import math
 
-from scale import ERASE_A_STYLE, ERASE_AN_OBJECT, IMMA, LORA, LORA_OF_A_STYLE, LORA_OF_THE_UNSEEN, SAMPLER, WORLD
+from scale import (
+    ERASE_A_STYLE,
+    ERASE_AN_OBJECT,
+    HARMLESS,
+    IMMA,
+    LORA,
+    LORA_OF_A_STYLE,
+    LORA_OF_THE_UNSEEN,
+    SAMPLER,
+    WORLD,
+)
 
 from immunity import AscentOnly, Lora, RandomPerturbation, Study, Uce, WorldBench
-from immunity.evaluation.bench import spread_over
 from immunity.evaluation.world_bench import Teacher
-
-HARMLESS = spread_over([each.name for each in WORLD.concepts("object", "held_out")], 1)
 
 
 def study(title: str, concepts: tuple[str, ...], eraser: Uce, attack: Lora, teacher: Teacher) -> Study:
@@ -38,8 +45,8 @@ def study(title: str, concepts: tuple[str, ...], eraser: Uce, attack: Lora, teac
             "ascent": AscentOnly(steps=IMMA.steps // 2, lr=IMMA.outer_lr),
             "noise": RandomPerturbation(like="imma"),
         },
-        benign=HARMLESS,
-        benign_attack=LORA_OF_THE_UNSEEN if attack is LORA else None,
+        benign=(HARMLESS,),
+        benign_attack=LORA_OF_THE_UNSEEN,
         at=tuple(math.ceil(attack.steps / part) for part in (8, 4, 2, 1)),
         sampler=SAMPLER,
     )

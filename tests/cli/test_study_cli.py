@@ -126,7 +126,7 @@ def test_folders_that_hold_no_records(tmp_path):
 
 
 def test_the_demo_tells_the_whole_story(toy, tmp_path, monkeypatch):
-    small = Budget(lessons=2, pictures=2, sampler_steps=1, immunize_steps=2, at=(2,), batch=1, benign_steps=2)
+    small = Budget(lessons=2, pictures=2, sampler_steps=1, immunize_steps=2, at=(2,), batch=1, harmless_steps=2)
     bench = tiny_study.bench(toy)
     monkeypatch.setattr(verbs, "demo_study", functools.partial(demo_study, budget=small, bench=bench))
     out = tmp_path / "demo"

@@ -10,6 +10,10 @@ from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import Imma, RandomPerturbation
 from immunity.worlds import World
 
+HARMLESS = "pineapple"
+"""Taught with and without the defence: of ten objects that the model never saw, the one that every attack teaches
+(`studies/learning.py`). What the control does not learn says nothing of the defence."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -38,10 +42,8 @@ class Budget:
     """Steps of the attack after which pictures are drawn; it ends with the last."""
     batch: int = 4
     """Pictures a step of training."""
-    benign: int = 1
-    """Harmless subjects, taught with and without the defence."""
-    benign_steps: int = 120
-    """Of teaching them: what the model never saw takes longer, and a higher rate, than what was erased."""
+    harmless_steps: int = 120
+    """Of teaching something harmless: what the model never saw takes longer, at a higher rate, than what was erased."""
 
 
 def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench | None = None) -> Study:
@@ -52,6 +54,7 @@ def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench 
         lessons=b.lessons, neighbours=near, spread=b.others - near, other_pictures=b.other_pictures
     )
     world = bench.where()
+    unseen = [each.name for each in world.concepts("object", "held_out")]
     return Study(
         title=f"Relearning {concept} on the world {world.name}",
         bench=bench,
@@ -62,8 +65,8 @@ def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench 
         attack=Lora(lr=1e-3, steps=b.at[-1], batch=b.batch),
         defences={"imma": Imma(steps=b.immunize_steps, outer_lr=1e-4)},
         baselines={"noise": RandomPerturbation(like="imma")},
-        benign=spread_over([each.name for each in world.concepts("object", "held_out")], b.benign),
-        benign_attack=Lora(lr=3e-3, steps=b.benign_steps, batch=b.batch),
+        benign=(HARMLESS,) if HARMLESS in unseen else spread_over(unseen, 1),
+        benign_attack=Lora(lr=3e-3, steps=b.harmless_steps, batch=b.batch),
         at=b.at,
         pictures=b.pictures,
         sampler=Sampler(steps=b.sampler_steps, guidance=b.guidance),
