@@ -9,11 +9,11 @@ CLIP's part sees at least eight of ten objects half-way. One file for each attac
 `python studies/publish.py` makes a table; what is there already is not done again. Six to twenty minutes an attack on
 one core.
 
-What it showed: all eight are able. By CLIP's part Custom Diffusion, full fine-tuning and pivotal tuning are half-way for
-all ten objects, DreamBooth for nine, the others for eight. Textual Inversion takes sixteen vectors and 480 steps for
-that, and by DINO's and LPIPS's part it is half-way for five only: on an earlier scale one vector, as in its paper, was
-so for two (120 steps; 240 and an initialiser gained nothing), as the prompts of a model of 200 objects have no room for
-another one.
+What it showed: all eight are able. By CLIP's part Custom Diffusion, full fine-tuning and pivotal tuning are half-way
+for all ten objects, DreamBooth for nine, the others for eight. Textual Inversion takes sixteen vectors and 480 steps
+for that, and by DINO's and LPIPS's part it is half-way for five only: on an earlier scale one vector, as in its
+paper, was so for two (120 steps; 240 and an initialiser gained nothing), as the prompts of a model of 200 objects
+have no room for another one.
 """
 
 import argparse
