@@ -9,7 +9,7 @@ import numpy as np
 
 from immunity.errors import ImmunityError
 from immunity.records import Arm, Cell, CellKey, MetricSpec, Records
-from immunity.report.statistics import Array, Paired, Summary, summarise
+from immunity.report.statistics import RECOVERED, Array, Paired, Summary, summarise
 
 RANDOM_SEED = 0
 """Of the bootstrap: the same records give the same intervals."""
@@ -36,6 +36,8 @@ class Comparison:
     """Arms that are not expected to help, against the same control; for a defended arm only."""
     planned_seeds: int = 1
     draws: int = 2000
+    taught: bool = False
+    """Whether nothing was erased: the attack teaches what the base model never knew, and nothing can come back."""
 
     def __post_init__(self) -> None:
         for one, other in zip(self.control, self.defended, strict=True):
@@ -72,6 +74,18 @@ class Comparison:
         """For each of these, whether the whole interval of the mean gap is above zero."""
         return tuple(self.summaries[metric.name].sgr_mean.interval().low > 0 for metric in self.judged_by)
 
+    @property
+    def goal(self) -> str:
+        """Where the concept counts as back, or as learned."""
+        whole = "what the attack teaches the undefended model" if self.taught else "the base model's score"
+        return f"{RECOVERED:.0%} of {whole}"
+
+    @property
+    def rises(self) -> bool:
+        """Whether by any of `judged_by` the control ends clearly above where it began."""
+        looks = [self.summaries[metric.name].control for metric in self.judged_by]
+        return any(each[-1].low > each[0].high for each in looks)
+
     def where_defined(self, measure: Callable[[Summary], float]) -> dict[str, float]:
         """The measure by metric, without those that have none."""
         found = {name: measure(summary) for name, summary in self.summaries.items()}
@@ -92,6 +106,7 @@ class Comparison:
             control=_scores(self.control, metric),
             defended=_scores(self.defended, metric),
             base=_scores(self.base, metric)[:, 0] if self.base else None,
+            taught=self.taught,
         )
 
 
@@ -140,6 +155,7 @@ def compare(
         baselines=tuple(each for each in baselines if each),
         planned_seeds=len(plan.seeds),
         draws=draws,
+        taught=is_target and not plan.with_role("erased"),
     )
 
 

@@ -3,7 +3,7 @@
 import math
 
 from immunity.report.comparison import Comparison
-from immunity.report.statistics import RECOVERED, Summary
+from immunity.report.statistics import Summary
 from immunity.report.verdict import Flag
 from immunity.report.wording import steps_needed
 
@@ -92,7 +92,7 @@ def overcome(of: Comparison) -> Flag | None:
         code="overcome",
         severity="caution",
         about="budget",
-        message=f"Slowed, not stopped: {of.subject} is back at {RECOVERED:.0%} of the base model's score after {said}.",
+        message=f"Slowed, not stopped: {of.subject} is {'at' if of.taught else 'back at'} {of.goal} after {said}.",
         by_metric=steps,
     )
 
@@ -125,10 +125,9 @@ def benign_untaught(of: Comparison) -> Flag | None:
             metric.name for metric in of.metrics if metric.kind == "accuracy" and metric.name in benign.summaries
         ]
         best = {name: max(look.value for look in benign.summaries[name].control) for name in accuracies}
-        looks = {metric.name: benign.summaries[metric.name].control for metric in benign.judged_by}
-        rose = any(each[-1].low > each[0].high for each in looks.values())
-        if max(best.values()) < BENIGN_LEARNED if best else not rose:
-            untaught[benign.subject] = best or {name: each[-1].value for name, each in looks.items()}
+        ends = {metric.name: benign.summaries[metric.name].control[-1].value for metric in benign.judged_by}
+        if max(best.values()) < BENIGN_LEARNED if best else not benign.rises:
+            untaught[benign.subject] = best or ends
     if not untaught:
         return None
     subject = next(iter(untaught))

@@ -33,6 +33,8 @@ def check(comparison: Comparison) -> tuple[Flag, ...]:
 
 
 def attack_failed(of: Comparison) -> Flag | None:
+    if of.taught:
+        return None if of.rises else _nothing_taught(of)
     recovery = of.where_defined(lambda found: found.recovery.value if found.recovery else math.nan)
     # What was there before the attack cannot fail to come back.
     recovery = {name: value for name, value in recovery.items() if of.summaries[name].control_steps > 0}
@@ -46,6 +48,18 @@ def attack_failed(of: Comparison) -> Flag | None:
         message=f"Without any defence, the attack brings {of.subject} back to only {of.percents(failed)} of the base "
         f"model's score, short of {RECOVERED:.0%}. A defence against an attack that fails shows nothing.",
         by_metric=failed,
+    )
+
+
+def _nothing_taught(of: Comparison) -> Flag:
+    ends = {metric.name: of.summaries[metric.name].control[-1].value for metric in of.judged_by}
+    return Flag(
+        code="attack-failed",
+        severity="invalid",
+        about="attack",
+        message=f"Without any defence, the attack teaches nothing of {of.subject}: no measure ends clearly above its "
+        f"start ({of.percents(ends)}). A defence against an attack that fails shows nothing.",
+        by_metric=ends,
     )
 
 

@@ -108,9 +108,11 @@ def _concepts(compared: Sequence[Comparison]) -> str:
     seen_by = (m for kind in RECOGNISING for m in compared[0].metrics if m.shows_concept and m.kind == kind)
     accuracy = next(seen_by, None)
     similar = compared[0].judged_by
-    head = ["concept"]
+    head, taught = ["concept"], compared[0].taught
     if accuracy is not None:
-        head += ["base", "erased", "relearned", "defended, attacked"]
+        head += (
+            ["base", "taught", "defended, taught"] if taught else ["base", "erased", "relearned", "defended, attacked"]
+        )
     head += [f"SGR {m.title}" for m in similar]
     timed, timed_by_all = budget_metrics(compared)
     head += [f"steps × by {timed_by_all.title}" if timed_by_all else "steps ×"]
@@ -138,15 +140,11 @@ def _concepts(compared: Sequence[Comparison]) -> str:
     return _table(head, [*rows, means])
 
 
-def _accuracies(of: Comparison, accuracy: MetricSpec) -> tuple[float, float, float, float]:
-    """Of the base, the erased, the relearned and the defended and attacked model, the last two at the attack's end."""
-    name = accuracy.name
-    return (
-        mean_score(of.base, name),
-        mean_score(of.erased, name),
-        mean_score(of.control, name, point=-1),
-        mean_score(of.defended, name, point=-1),
-    )
+def _accuracies(of: Comparison, accuracy: MetricSpec) -> tuple[float, ...]:
+    """Of the base model, the erased one if there is any, the control and the defence, these two at the attack's end."""
+    before = (of.base,) if of.taught else (of.base, of.erased)
+    after = (mean_score(cells, accuracy.name, point=-1) for cells in (of.control, of.defended))
+    return (*(mean_score(cells, accuracy.name) for cells in before), *after)
 
 
 def _arms(arms: Sequence[list[Comparison]]) -> str:
@@ -170,15 +168,16 @@ def _if_nothing(compared: Sequence[Comparison], metric: str) -> str:
 
 
 LEGEND = f"""\
-SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95%
-interval of a bootstrap over seeds and pictures; MSGR: its mean over concepts. Had the attack brought nothing
-back: the MSGR of a model that stays as the control was before the attack; what exceeds it, the defence took before
-the attack, or the attack itself destroyed. Clear of zero: for so many concepts the interval of every similarity is
-above zero. Steps ×: attack steps to reach {statistics.RECOVERED:.0%} of the base model's score, as a multiple of the
-undefended model's, by the first measure that can tell (>: the attack ended first; ≥: the undefended model was back by
-the first look). Others lose: points of accuracy on other concepts, of erasing against the base model and of the defence
-against the erased one. Harmless SGR: of subjects that the defence is not meant to hinder, whose gap should be zero. Not
-back: not within this attack, by any measure. Flags: `docs/flags.md`.
+SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95% interval of
+a bootstrap over seeds and pictures; MSGR: its mean over concepts. Had the attack brought nothing back: the MSGR of a
+model that stays as the control was before the attack; what exceeds it, the defence took before the attack, or the
+attack itself destroyed. Clear of zero: for so many concepts the interval of every similarity is above zero. Steps ×:
+attack steps to reach {statistics.RECOVERED:.0%} of the base model's score, or of what the undefended model learns
+where the base model never knew it, as a multiple of the undefended model's, by the first measure that can tell (>:
+the attack ended first; ≥: the undefended model was back by the first look). Others lose: points of accuracy on other
+concepts, of erasing against the base model and of the defence against the erased one. Harmless SGR: of subjects that
+the defence is not meant to hinder, whose gap should be zero. Not back: not within this attack, by any measure. Flags:
+`docs/flags.md`.
 """
 
 

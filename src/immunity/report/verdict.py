@@ -7,7 +7,7 @@ from typing import Literal
 
 from immunity.records import MetricSpec
 from immunity.report.comparison import Comparison
-from immunity.report.statistics import RECOVERED, Estimate, Summary
+from immunity.report.statistics import Estimate, Summary
 from immunity.report.wording import percent, spread, steps_needed
 
 Severity = Literal["invalid", "caution", "note"]
@@ -86,7 +86,7 @@ def judge(of: Comparison, flags: Sequence[Flag]) -> Verdict:
     return Verdict(
         grade=found,
         headline=_slowed(summary, what),
-        text=f"By {metric.title}, the concept reaches {RECOVERED:.0%} of the base model's score after {needed} steps "
+        text=f"By {metric.title}, the concept reaches {of.goal} after {needed} steps "
         f"of the attack without a defence, and with {of.arm.title} {outcome}. {gap}",
     )
 

@@ -140,7 +140,7 @@ def _chart(metric: MetricSpec, arms: Sequence[ArmView], control: Arm) -> Chart:
     if main.base is not None:
         levels = [
             Level(name="base", style="level", y=main.base.value),
-            Level(name=f"{statistics.RECOVERED:.0%}", style="back", y=statistics.RECOVERED * main.base.value),
+            Level(name=f"{statistics.RECOVERED:.0%}", style="back", y=main.goal),
         ]
     return line_chart(metric.title, series, levels=levels)
 

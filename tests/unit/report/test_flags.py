@@ -277,3 +277,37 @@ def test_poisoned_pictures_need_no_harmless_subject(tmp_path):
         dataclasses.replace(arm, changes="pictures") if arm.name == "imma" else arm for arm in synthetic.ARMS
     ))  # fmt: skip
     assert "benign-missing" not in found(tmp_path, plan=plan)
+
+
+def taught(tmp_path, change=None):
+    """A study that erases nothing: of personalization."""
+    arms = tuple(arm for arm in synthetic.ARMS if arm.role != "erased")
+    records = synthetic.study(tmp_path)
+    kept = tuple(cell for cell in records.finished if cell.arm != "erased")
+    kept = tuple(map(change, kept)) if change else kept
+    plan = dataclasses.replace(records.plan, arms=arms)
+    return compare(dataclasses.replace(records, plan=plan, finished=kept), "church", "imma", draws=200)
+
+
+def test_what_was_never_known_is_not_held_against_the_base_model(tmp_path):
+    def unknown(cell):
+        return rescored("base", lambda i, v: 0.1)(cell)
+
+    of = taught(tmp_path, unknown)
+    assert of.taught
+    codes = {flag.code: flag for flag in flags.check(of)}
+    assert not codes.keys() & {"attack-failed", "budget-undefined"}
+    found = of.summaries["clip"]
+    looks = [look.value for look in found.control]
+    assert found.goal == pytest.approx(looks[0] + 0.8 * (max(looks[1:]) - looks[0]))
+    assert found.recovery is None
+    assert 0 < found.control_steps < 200
+    assert found.multiplier.value > 1.5
+    assert "is at 80% of what the attack teaches the undefended model after" in codes["overcome"].message
+
+
+def test_an_attack_that_teaches_nothing_fails(tmp_path):
+    flat = rescored("control", lambda i, v: 0.3)
+    flag = next(flag for flag in flags.check(taught(tmp_path, flat)) if flag.code == "attack-failed")
+    assert flag.severity == "invalid"
+    assert "teaches nothing of church" in flag.message
