@@ -396,6 +396,27 @@ def test_class_pictures_are_made_once_and_kept(model, examples, tmp_path, monkey
 
 
 @pytest.mark.parametrize("family", FIRST)
+def test_class_pictures_that_were_made_before_a_kill_are_not_made_again(model, examples, tmp_path, monkeypatch):
+    attack = dataclasses.replace(ADAPTATIONS["dreambooth-prior"], prior_pictures=18, prior_steps=1)
+    plain = attack.prepare(model, examples).prior
+    sample, asked = type(model).sample, []
+
+    def killed(self, prompts, **rest):
+        asked.append(len(prompts))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return sample(self, prompts, **rest)
+
+    monkeypatch.setattr(type(model), "sample", killed)
+    journal = Journal(folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        attack.prepare(model, examples, journal=journal)
+    resumed = attack.prepare(model, examples, journal=journal).prior
+    assert asked == [8, 8, 8, 2]
+    assert torch.equal(resumed.latents.mean, plain.latents.mean)
+
+
+@pytest.mark.parametrize("family", FIRST)
 @pytest.mark.parametrize(
     ("attack", "complaint"),
     [

@@ -118,12 +118,12 @@ class Adaptation(ABC):
         examples: Examples,
         *,
         changing: Collection[str] = (),
-        keep: Path | None = None,  # noqa: ARG002 (for those that make something)
+        journal: Journal | None = None,  # noqa: ARG002 (for those that make something)
     ) -> Batches:
         """The pictures as the attacker uses them, encoded. Nothing is attached to the model when this is called.
 
         `changing` names the parameters of θ that change meanwhile: prompts are encoded once unless that would be wrong.
-        `keep`: a folder for what takes long to make, so that it is made once.
+        `journal`: how what takes long to make is watched and kept, so that it is made once.
         """
         check_trainable(model)
         if not self.captions:
@@ -259,7 +259,7 @@ def adapt(
     """
     journal = journal or Journal()
     provenance = Provenance.of(adaptation, model, seed=seed, inputs={"examples": examples.digest()})
-    batches = adaptation.prepare(model, examples, keep=journal.folder)
+    batches = adaptation.prepare(model, examples, journal=journal)
     order = derived_seed(seed, "pictures")
     started = time.monotonic()
 

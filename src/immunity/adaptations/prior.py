@@ -15,10 +15,13 @@ from immunity.adaptations.batches import Batch, Batches, changes_text
 from immunity.atomic import save_tensors
 from immunity.checks import at_least
 from immunity.concepts import Examples
+from immunity.drawing import draw
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
-from immunity.optimize import derived_seed, identity
+from immunity.optimize import Journal, derived_seed, identity
 from immunity.pictures import to_bytes
+
+_AT_ONCE = 8  # pictures, which are lost at most where a run is killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +62,14 @@ class PriorPreservation(Adaptation, ABC):
         examples: Examples,
         *,
         changing: Collection[str] = (),
-        keep: Path | None = None,
+        journal: Journal | None = None,
     ) -> Batches:
-        batches = super().prepare(model, examples, changing=changing, keep=keep)
+        batches = super().prepare(model, examples, changing=changing, journal=journal)
         if not self.prior_pictures:
             return batches
         cache_prompts = not (self.trains_text(model) or changes_text(changing))
-        prior = Batches.encode(
-            model, self._class_pictures(model, keep), mirror=self.mirror, cache_prompts=cache_prompts
-        )
+        pictures = self._class_pictures(model, journal or Journal())
+        prior = Batches.encode(model, pictures, mirror=self.mirror, cache_prompts=cache_prompts)
         return dataclasses.replace(batches, prior=prior)
 
     def draw(self, batches: Batches, number: int, *, seed: int, generator: torch.Generator) -> Batch:
@@ -84,19 +86,32 @@ class PriorPreservation(Adaptation, ABC):
             return subject
         return subject + self.prior_weight * super().loss(model, batch.prior, generator)
 
-    def _class_pictures(self, model: DiffusionModel, keep: Path | None) -> Examples:
-        """The same for the same model, whoever asks: the adaptation's own seed has no part in them."""
+    def _class_pictures(self, model: DiffusionModel, journal: Journal) -> Examples:
+        """The same for the same model, whoever asks: the adaptation's own seed has no part in them.
+
+        They are kept as they are made, and those that are there are not made again.
+        """
         assert self.class_prompt is not None
-        prompts = (self.class_prompt,) * self.prior_pictures
-        file = None if keep is None else keep / f"class-{self._key(model)}.safetensors"
-        images = None if file is None else _read(file)
-        if images is None:
-            seeds = [derived_seed(0, "class pictures", number) % 2**32 for number in range(self.prior_pictures)]
-            drawn = model.sample(prompts, seeds=seeds, steps=self.prior_steps, guidance=self.prior_guidance)
-            images = to_bytes(drawn).contiguous()  # as they are read back: kernels round by a tensor's layout
+        count = self.prior_pictures
+        file = None if journal.folder is None else journal.folder / f"class-{self._key(model)}.safetensors"
+        kept = _read(file) if file is not None else None
+        made = [] if kept is None else [kept]
+        for first in range(0 if kept is None else len(kept), count, _AT_ONCE):
+            numbers = range(first, min(first + _AT_ONCE, count))
+            drawn = draw(
+                model,
+                (self.class_prompt,) * len(numbers),
+                [derived_seed(0, "class pictures", number) % 2**32 for number in numbers],
+                label=journal.label and f"{journal.label}: class pictures {numbers[-1] + 1}/{count}",
+                steps=self.prior_steps,
+                guidance=self.prior_guidance,
+                batch=_AT_ONCE,
+            )
+            made.append(to_bytes(drawn).contiguous())  # as they are read back: kernels round by a tensor's layout
             if file is not None:
-                save_tensors(file, {"images": images}, {}, force=True)
-        return Examples(images.float() / 255, prompts, ("made by the model",) * self.prior_pictures)
+                save_tensors(file, {"images": torch.cat(made)}, {}, force=True)
+        prompts = (self.class_prompt,) * count
+        return Examples(torch.cat(made).float() / 255, prompts, ("made by the model",) * count)
 
     def _key(self, model: DiffusionModel) -> str:
         """Of the file of these pictures: all that they depend on."""
@@ -109,10 +124,11 @@ class PriorPreservation(Adaptation, ABC):
 
 
 def _read(file: Path) -> Tensor | None:
+    """The pictures in it; None if it is not there, or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(file)["images"] if file.exists() else None
     except (SafetensorError, OSError, KeyError):
-        return None  # damaged: made anew
+        return None  # made anew

@@ -79,7 +79,7 @@ def sample(
         tokens: Learned tokens that prompts may use: files of Textual Inversion, or folders that adapt wrote.
     """
     from immunity.atomic import replacing
-    from immunity.cli.drawing import draw
+    from immunity.drawing import draw
     from immunity.files import read_token
 
     if count < 1 or not prompt:

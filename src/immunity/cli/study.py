@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from immunity.checks import at_least, generator_seed
-from immunity.cli.drawing import draw
 from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.cli.partial import Interrupted
 from immunity.concepts import Concept, Examples, Kind
+from immunity.drawing import draw
 from immunity.errors import ImmunityError
 from immunity.evaluation.demo import demo_study
 from immunity.evaluation.folder_bench import FolderBench, Subject

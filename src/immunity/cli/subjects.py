@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from immunity.cli.drawing import draw
 from immunity.cli.options import ModelOptions
 from immunity.concepts import Concept, Examples, Kind
+from immunity.drawing import draw
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 from immunity.optimize import derived_seed

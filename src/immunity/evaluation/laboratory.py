@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from immunity.concepts import Examples
+from immunity.drawing import draw
 from immunity.evaluation.bench import Panel, Purpose, ToDraw
 from immunity.evaluation.store import Store, in_eight_bits
 from immunity.models import DiffusionModel
@@ -46,23 +47,16 @@ class Laboratory:
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], label: str) -> Tensor:
         """What the model as it stands makes of the prompts, as picture files would hold it."""
-        from tqdm import tqdm
-
         sampler = self.study.sampler
-        with tqdm(desc=f"{label}: draw", unit="step", delay=3, leave=False, disable=not self.progress) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            images = self.model.sample(
-                prompts,
-                seeds=seeds,
-                steps=sampler.steps,
-                guidance=sampler.guidance,
-                batch=sampler.batch,
-                progress=report,
-            )
+        images = draw(
+            self.model,
+            prompts,
+            seeds,
+            label=f"{label}: draw" if self.progress else "",
+            steps=sampler.steps,
+            guidance=sampler.guidance,
+            batch=sampler.batch,
+        )
         return in_eight_bits(images)
 
     def pictures(self, key: CellKey, purpose: Purpose) -> Examples:

@@ -108,9 +108,9 @@ class Imma:
             steps=self.inner,
             lr=self.inner_lr,
             reinitialise_every=self.reinitialise_every,
-            keep=journal.folder,
+            journal=journal,
         )
-        retention = self._retention(model, theta, seed)
+        retention = self._retention(model, theta, seed, journal.label)
         inner_order, outer_order = derived_seed(seed, "inner pictures"), derived_seed(seed, "outer pictures")
         outer_optimizer = AdamW(lr=self.outer_lr, weight_decay=self.weight_decay)
 
@@ -142,7 +142,9 @@ class Imma:
             journal.loop(levels, provenance, steps=self.steps, seed=seed).run(step)
             return Delta.capture(theta, provenance)
 
-    def _retention(self, model: DiffusionModel, theta: Mapping[str, nn.Parameter], seed: int) -> Retention | None:
+    def _retention(
+        self, model: DiffusionModel, theta: Mapping[str, nn.Parameter], seed: int, label: str
+    ) -> Retention | None:
         if self.retention == "none":
             return None
         return Retention.of(
@@ -152,4 +154,5 @@ class Imma:
             pictures=self.retention_pictures,
             changing=theta,
             seed=derived_seed(seed, "retention"),
+            label=label,
         )

@@ -55,7 +55,7 @@ class AscentOnly:
         inputs = {"examples": examples.digest(), "against": described(against)}
         provenance = Provenance.of(self, model, seed=seed, inputs=inputs)
         theta = model.parameters(self.group)
-        opponents = Opponents(model, examples, against, changing=theta, seed=seed, keep=journal.folder)
+        opponents = Opponents(model, examples, against, changing=theta, seed=seed, journal=journal)
         order = derived_seed(seed, "outer pictures")
 
         # φ stays as it was initialised, where most kinds of it do nothing; but some have tokens that the prompts use.

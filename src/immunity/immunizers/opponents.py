@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from immunity.adaptations import Adaptation, Attached, Batches, Foreseen, Mixtur
 from immunity.adaptations.mixture import Drawn
 from immunity.concepts import Examples
 from immunity.models import DiffusionModel
-from immunity.optimize import derived_seed
+from immunity.optimize import Journal, derived_seed
 from immunity.stepping import Stepper
 
 
@@ -44,18 +43,18 @@ class Opponents:
         steps: int = 1,
         lr: float | None = None,
         reinitialise_every: int = 0,
-        keep: Path | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """`changing` names the parameters of θ that change meanwhile. `turns`, each of so many `steps` of φ, is the
         length of the schedules of learning rates: a member's own turns are counted among them. `lr` is one in place of
-        their own; `reinitialise_every`: turns after which φ and its optimizer begin anew, 0 for never; `keep`: see
+        their own; `reinitialise_every`: turns after which φ and its optimizer begin anew, 0 for never; `journal`: see
         `Adaptation.prepare`.
         """
         self._model, self._seed, self._lr = model, seed, lr
         self._turns, self._steps, self._every = turns, steps, reinitialise_every
         self._mixture = against if isinstance(against, Mixture) else Mixture(of=(against,))
         self._members = self._mixture.members()
-        self._batches = [one.prepare(model, examples, changing=changing, keep=keep) for one in self._members]
+        self._batches = [one.prepare(model, examples, changing=changing, journal=journal) for one in self._members]
         self._attached = ExitStack()
         self._present: Opponent | None = None
         self._number = -1

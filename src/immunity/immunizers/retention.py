@@ -13,6 +13,7 @@ from immunity.adaptations import Attached, Batches
 from immunity.adaptations.batches import changes_text
 from immunity.adaptations.denoising import denoising_loss, noised
 from immunity.concepts import Examples
+from immunity.drawing import draw
 from immunity.models import DiffusionModel
 from immunity.models.original import Original
 from immunity.optimize import derived_seed
@@ -39,10 +40,13 @@ class Retention:
         pictures: int,
         changing: Collection[str],
         seed: int,
+        label: str = "",
     ) -> "Retention":
+        """`label`: of the progress bar; none without it."""
         chosen = tuple(itertools.islice(itertools.cycle(prompts), pictures))
         seeds = [derived_seed(seed, number) for number in range(pictures)]
-        examples = Examples(model.sample(chosen, seeds=seeds), chosen, ("made by the model",) * pictures)
+        images = draw(model, chosen, seeds, label=label and f"{label}: other pictures")
+        examples = Examples(images, chosen, ("made by the model",) * pictures)
         return cls(Batches.encode(model, examples, cache_prompts=not changes_text(changing)), kind, seed)
 
     def loss(

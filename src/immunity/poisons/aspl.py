@@ -48,7 +48,7 @@ class Aspl(Poison):
         inputs = {"examples": examples.digest(), "surrogate": described(self.surrogate)}
         provenance = Provenance.of(self, model, seed=seed, inputs=inputs)
         attack = self.surrogate
-        clean = attack.prepare(model, examples, keep=journal.folder)
+        clean = attack.prepare(model, examples, journal=journal)
         order = derived_seed(seed, "pictures")
 
         with attack.attach(model, seed=derived_seed(seed, "φ")) as phi:

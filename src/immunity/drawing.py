@@ -1,35 +1,34 @@
-"""Pictures with a progress bar."""
+"""Drawing pictures while somebody waits for them."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from immunity import processes
 from immunity.errors import ImmunityError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from immunity.models import DiffusionModel
+from immunity.models import DiffusionModel
 
 
 def draw(
-    model: "DiffusionModel",
+    model: DiffusionModel,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
     label: str,
-    steps: int,
-    guidance: float,
+    steps: int = 25,
+    guidance: float = 7.5,
     negative: str = "",
     batch: int = 8,
-) -> "Tensor":
-    """One picture a prompt; the bar shows once it has taken a few seconds."""
+) -> Tensor:
+    """One picture a prompt, as `model.sample` has it. Once it has taken a few seconds a bar shows on stderr; none
+    without a label."""
     from tqdm import tqdm
 
     if not math.isfinite(guidance):
         raise ImmunityError(expected="a finite guidance", got=str(guidance), remedy="--guidance 7.5")
-
-    with tqdm(desc=label, unit="step", delay=3, leave=False) as bar:
+    hidden = not label or not processes.is_first()
+    with tqdm(desc=label, unit="step", delay=3, leave=False, disable=hidden) as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total
