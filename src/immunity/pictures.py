@@ -17,6 +17,11 @@ def to_bytes(images: Tensor) -> Tensor:
     return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+def in_eight_bits(images: Tensor) -> Tensor:
+    """The images, in float32, as a file would hold them: what anyone can see."""
+    return to_bytes(images).to(torch.float32) / 255
+
+
 def write_png(image: Tensor, path: str | Path, *, force: bool = False) -> None:
     """Writes one image [3, h, w] in [0, 1] as PNG."""
     from PIL import Image

@@ -21,12 +21,12 @@ from immunity.evaluation.demo import demo_study
 from immunity.evaluation.folder_bench import FolderBench, Subject
 from immunity.evaluation.measure import measure as take
 from immunity.evaluation.measure import references
-from immunity.evaluation.store import in_eight_bits
 from immunity.evaluation.study import Study
 from immunity.evaluation.world_bench import WorldBench
 from immunity.metrics.clip import VIT_B_32
 from immunity.metrics.dino import VIT_S_16
 from immunity.optimize import derived_seed
+from immunity.pictures import in_eight_bits
 from immunity.records import Records
 from immunity.report.markdown import write_tables
 from immunity.report.outcome import outcome

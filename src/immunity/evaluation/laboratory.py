@@ -11,9 +11,10 @@ from torch import Tensor
 from immunity.concepts import Examples
 from immunity.drawing import draw
 from immunity.evaluation.bench import Panel, Purpose, ToDraw
-from immunity.evaluation.store import Store, in_eight_bits
+from immunity.evaluation.store import Store
 from immunity.models import DiffusionModel
 from immunity.optimize import Journal, derived_seed
+from immunity.pictures import in_eight_bits
 from immunity.poisons import Poisoned
 from immunity.records import CellKey
 

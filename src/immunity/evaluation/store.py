@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from immunity.adaptations import AttackResult
@@ -149,11 +148,6 @@ def drawn(work: Path, step: int) -> Tensor:
             got=f"{path} ({error})",
             remedy=f"removing {work}, which begins that attack anew",
         ) from error
-
-
-def in_eight_bits(images: Tensor) -> Tensor:
-    """The pictures as a file would hold them: they are judged as anyone can see them."""
-    return to_bytes(images).to(torch.float32) / 255
 
 
 def _lock(path: Path) -> "FileLock":

@@ -12,10 +12,11 @@ from torch import Tensor
 from immunity import processes
 from immunity.checks import at_least, positive
 from immunity.concepts import Examples
+from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 from immunity.optimize import Journal, check_trainable
-from immunity.pictures import to_bytes
+from immunity.pictures import in_eight_bits
 from immunity.stepping import DivergedError, StepResult
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +56,7 @@ class Poison(ABC):
         if not len(examples):
             raise ImmunityError(expected="at least one picture", got="none", remedy="a folder that has pictures")
         return Perturbation(
-            _in_eight_bits(examples.images), budget=self.budget, step_size=self.step_size, batch=self.batch
+            in_eight_bits(examples.images), budget=self.budget, step_size=self.step_size, batch=self.batch
         )
 
 
@@ -93,7 +94,7 @@ class Perturbation:
 
     def of(self, examples: Examples) -> Examples:
         """The examples with these pictures in place of theirs, in eight bits."""
-        return dataclasses.replace(examples, images=_in_eight_bits(self.images))
+        return dataclasses.replace(examples, images=in_eight_bits(self.images))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"images": self.images}
@@ -102,5 +103,31 @@ class Perturbation:
         self.images = state["images"].clone()
 
 
-def _in_eight_bits(images: Tensor) -> Tensor:
-    return to_bytes(images).float() / 255
+@dataclass(frozen=True, kw_only=True)
+class Ascent(Poison, ABC):
+    """A poison whose pictures climb one loss of a model that does not change."""
+
+    steps: int = 100
+    """Steps of each picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "steps")
+
+    @abstractmethod
+    def loss(self, model: DiffusionModel, examples: Examples) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+        """What the pictures climb: see `Loss`. Everything random in it comes from the generator."""
+
+    def __call__(
+        self, model: DiffusionModel, examples: Examples, *, seed: int, journal: Journal | None = None
+    ) -> Examples:
+        journal = journal or Journal()
+        pictures = self._begin(model, examples)
+        provenance = Provenance.of(self, model, seed=seed, inputs={"examples": examples.digest()})
+        loss = self.loss(model, examples)
+
+        def step(_: int, generator: torch.Generator) -> StepResult:
+            return pictures.ascend(lambda images, numbers: loss(images, numbers, generator))
+
+        journal.loop({"pictures": pictures}, provenance, steps=self.steps, seed=seed).run(step)
+        return pictures.of(examples)
