@@ -1,7 +1,6 @@
 """Verbs on a model as it is: info, sample, export."""
 
 import json
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ from immunity.errors import ImmunityError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from immunity.files.card import Measured
+    from immunity.evaluation.measure import Measurement
     from immunity.models import DiffusionModel
     from immunity.worlds import World
 
@@ -115,7 +114,7 @@ def export(model: ModelOptions, output: OutputOptions, *, measured: tuple[Path, 
         measured: Scores that `immunity measure` wrote of this very model with these deltas, for the card.
     """
     from immunity.atomic import replacing
-    from immunity.files.card import model_card
+    from immunity.evaluation.card import model_card
 
     output.check_folder("model_index.json", inputs=(*model.inputs, *measured))
     base = model.load_base()
@@ -134,9 +133,8 @@ def export(model: ModelOptions, output: OutputOptions, *, measured: tuple[Path, 
     print(output.out)
 
 
-def _measured(path: Path, model: "DiffusionModel") -> "Measured":
+def _measured(path: Path, model: "DiffusionModel") -> "Measurement":
     from immunity.evaluation.measure import Measurement
-    from immunity.files.card import Measured
 
     found = Measurement.load(path)
     if (found.base_hash, found.deltas) != (model.base_hash, model.parents):
@@ -148,8 +146,7 @@ def _measured(path: Path, model: "DiffusionModel") -> "Measured":
         )
     if not found.pictures or not all(found.scores.get(metric.name) for metric in found.metrics):
         raise ImmunityError(expected="scores of pictures", got=f"none in {path}", remedy="immunity measure")
-    means = {metric.title: statistics.fmean(found.scores[metric.name]) for metric in found.metrics}
-    return Measured(found.concept, len(found.pictures), means)
+    return found
 
 
 def _print_file(path: Path) -> None:

@@ -43,6 +43,10 @@ class Measurement:
     def load(cls, path: Path) -> "Measurement":
         return typed_json.read(cls, path, format="immunity.measurement", version=VERSION)
 
+    def means(self) -> dict[str, float]:
+        """Over the pictures, by the metric's title."""
+        return {metric.title: statistics.fmean(self.scores[metric.name]) for metric in self.metrics}
+
     def table(self) -> str:
         """One row a picture, then mean and standard deviation."""
         width = max(map(len, (*self.pictures, "standard deviation")))

@@ -153,7 +153,7 @@ def benign_missing(of: Comparison) -> Flag | None:
 
 
 def _changes(of: Comparison) -> tuple[object, ...]:
-    return of.arm.changes, of.arm.config.get("jpeg")
+    return of.arm.changes, of.arm.jpeg
 
 
 CHECKS = (backfired, no_effect, baseline_as_good, fading, overcome, benign_harmed, benign_untaught, benign_missing)

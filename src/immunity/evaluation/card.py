@@ -3,27 +3,22 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from immunity.deltas import FORMAT, Delta, Provenance
+from immunity.evaluation.measure import Measurement
 from immunity.files.hub import HUB_ID
 
 _FILES = {"Adapter", "Weights"}  # methods that are somebody else's file
 
 
-class Measured(NamedTuple):
-    """What judges have said of pictures that this very model drew."""
-
-    concept: str
-    pictures: int
-    means: Mapping[str, float]
-    """By the metric's title."""
-
-
 def model_card(
-    name: str, *, base: str, base_hash: str, deltas: Sequence[Delta], measured: Sequence[Measured] = ()
+    name: str, *, base: str, base_hash: str, deltas: Sequence[Delta], measured: Sequence[Measurement] = ()
 ) -> str:
-    """README.md with front matter. `base` is the model that the deltas were applied to."""
+    """README.md with front matter. `base` is the model that the deltas were applied to.
+
+    `measured` is what judges said of pictures that this very model drew.
+    """
     history = [made for delta in deltas for made in _history(delta.provenance)]
     erased = [made for made in history if _concepts(made)]
     immunized = [made for made in history if _against(made)]
@@ -109,9 +104,9 @@ def _settings(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{_text(key)} {_text(value)}" for key, value in short.items()) or "no settings"
 
 
-def _measurement(measured: Measured) -> str:
-    means = ", ".join(f"{_text(title)} {value:.3f}" for title, value in measured.means.items())
-    return f"{_text(measured.concept)}, mean of {_counted(measured.pictures, 'picture')}: {means}"
+def _measurement(measured: Measurement) -> str:
+    means = ", ".join(f"{_text(title)} {value:.3f}" for title, value in measured.means().items())
+    return f"{_text(measured.concept)}, mean of {_counted(len(measured.pictures), 'picture')}: {means}"
 
 
 def _section(title: str, items: Iterator[str], nothing: str | None) -> list[str]:
