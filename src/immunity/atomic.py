@@ -1,4 +1,4 @@
-"""Writing that never leaves half a result and never destroys a whole one."""
+"""Writing that never leaves half a result and never destroys a whole one; and reading such tensors back."""
 
 import shutil
 import tempfile
@@ -75,6 +75,22 @@ def save_tensors(
             save_file(plain, temporary, metadata={"format": "pt", **metadata})
         except SafetensorError as error:  # which is how safetensors reports a full disk
             raise OSError(str(error)) from error
+
+
+def load_tensors(path: str | Path, *, expected: str, remedy: str) -> "tuple[dict[str, Tensor], Mapping[str, str]]":
+    """The tensors of a safetensors file, and the entries of its header.
+
+    Raises `ImmunityError`, in these words, if there is no such file or not all of it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    # What safetensors, and PyTorch after it, raise of a header that lies.
+    damage = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, dict(file.metadata() or {})
+    except damage as error:
+        raise ImmunityError(expected=expected, got=f"{path} ({error})", remedy=remedy) from error
 
 
 def _give_usual_mode(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from immunity.atomic import save_tensors
+from immunity.atomic import load_tensors, save_tensors
 from immunity.errors import ImmunityError
 from immunity.filenames import DELTA_KEY
 
@@ -248,8 +248,6 @@ class Delta:
     @classmethod
     def load(cls, path: str | Path) -> "Delta":
         """Reads what `save` wrote. Raises `ImmunityError` on anything else; nothing in the file is ever executed."""
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
         if not path.is_file():
             raise ImmunityError(
@@ -257,22 +255,18 @@ class Delta:
                 got=f"{path} ({'a folder' if path.is_dir() else 'which does not exist'})",
                 remedy="the file that erase, adapt or immunize wrote",
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = (file.metadata() or {}).get(DELTA_KEY)
-                if header is None:
-                    raise ImmunityError(
-                        expected="a delta written by immunity",
-                        got=f"{path}, a safetensors file without its provenance",
-                        remedy="the file that erase, adapt or immunize wrote",
-                    )
-                delta = cls({name: file.get_tensor(name) for name in sorted(file.keys())}, Provenance.from_json(header))
-        except (SafetensorError, OSError) as error:
+        tensors, header = load_tensors(
+            path,
+            expected="the safetensors file of a delta",
+            remedy="a file that is complete; pickles (.ckpt, .pt, .bin) are never read",
+        )
+        if DELTA_KEY not in header:
             raise ImmunityError(
-                expected="the safetensors file of a delta",
-                got=f"{path} ({error})",
-                remedy="a file that is complete; pickles (.ckpt, .pt, .bin) are never read",
-            ) from error
+                expected="a delta written by immunity",
+                got=f"{path}, a safetensors file without its provenance",
+                remedy="the file that erase, adapt or immunize wrote",
+            )
+        delta = cls(tensors, Provenance.from_json(header[DELTA_KEY]))
         _check_weights(delta.tensors, path)
         return delta
 

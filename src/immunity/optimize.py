@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from immunity import processes
-from immunity.atomic import save_tensors
+from immunity.atomic import load_tensors, save_tensors
 from immunity.deltas import Provenance
 from immunity.errors import ImmunityError
 from immunity.models.base import DiffusionModel, thawed
@@ -45,22 +45,15 @@ class Checkpoint:
 
     def read(self) -> dict[str, Tensor] | None:
         """The state that was saved, or None if there is none yet."""
-        from safetensors import SafetensorError, safe_open
-
         if not self.path.exists():
             return None
         remedy = f"removing {self.path} to begin anew"
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                if (file.metadata() or {}).get("identity") != self.identity:
-                    raise ImmunityError(
-                        expected="the checkpoint of this run", got=f"{self.path}, of another run", remedy=remedy
-                    )
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
+        state, header = load_tensors(self.path, expected="a checkpoint that can be read", remedy=remedy)
+        if header.get("identity") != self.identity:
             raise ImmunityError(
-                expected="a checkpoint that can be read", got=f"{self.path} ({error})", remedy=remedy
-            ) from error
+                expected="the checkpoint of this run", got=f"{self.path}, of another run", remedy=remedy
+            )
+        return state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from immunity.adaptations.base import Adaptation
 from immunity.adaptations.batches import Batch, Batches, changes_text
-from immunity.atomic import save_tensors
+from immunity.atomic import load_tensors, save_tensors
 from immunity.checks import at_least
 from immunity.concepts import Examples
 from immunity.drawing import draw
@@ -125,10 +125,8 @@ class PriorPreservation(Adaptation, ABC):
 
 def _read(file: Path) -> Tensor | None:
     """The pictures in it; None if it is not there, or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        return load_file(file)["images"] if file.exists() else None
-    except (SafetensorError, OSError, KeyError):
+        kept, _ = load_tensors(file, expected="class pictures", remedy="removing it")
+    except ImmunityError:
         return None  # made anew
+    return kept.get("images")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from immunity.adaptations import AttackResult
-from immunity.atomic import replacing, save_tensors
+from immunity.atomic import load_tensors, replacing, save_tensors
 from immunity.concepts import Examples
 from immunity.deltas import Delta
 from immunity.errors import ImmunityError
@@ -135,19 +135,12 @@ def keep_drawn(work: Path, step: int, images: Tensor) -> None:
 
 
 def drawn(work: Path, step: int) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = work / f"drawn-{step:06d}.safetensors"
-    try:
-        images: Tensor = load_file(path)["images"]
-        return images.float() / 255
-    except (SafetensorError, OSError, KeyError) as error:
-        raise ImmunityError(
-            expected="the pictures drawn before this study was interrupted",
-            got=f"{path} ({error})",
-            remedy=f"removing {work}, which begins that attack anew",
-        ) from error
+    kept, _ = load_tensors(
+        work / f"drawn-{step:06d}.safetensors",
+        expected="the pictures drawn before this study was interrupted",
+        remedy=f"removing {work}, which begins that attack anew",
+    )
+    return kept["images"].float() / 255
 
 
 def _lock(path: Path) -> "FileLock":

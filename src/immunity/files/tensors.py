@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immunity.atomic import load_tensors
 from immunity.deltas import REAL
 from immunity.errors import ImmunityError
 
@@ -121,18 +122,9 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _read_safetensors(path: Path) -> TensorFile:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ImmunityError(
-            expected="a whole safetensors file, whose header tells the truth",
-            got=f"{path} ({error})",
-            remedy="downloading it again",
-        ) from error
+    tensors, metadata = load_tensors(
+        path, expected="a whole safetensors file, whose header tells the truth", remedy="downloading it again"
+    )
     return TensorFile(path, tensors, metadata)
 
 
