@@ -2,9 +2,10 @@
 
     python studies/publish.py runs/relearning/objects runs/relearning/styles runs/transfer …
 
-Each argument is a folder of records, or one that holds several studies. The README shows the first. No figure is ever
-typed. The records themselves go to studies/records, without pictures: who wants to see a figure's origin, or to go on
-with a study, copies them back to runs/. Pictures are drawn where the folder has them, and else left as they are.
+Each argument is a folder of records, or one that holds several studies. The README shows the first. No figure is
+typed, but in what the head of a study says it showed, which is quoted. The records themselves go to studies/records,
+without pictures: who wants to see a figure's origin, or to go on with a study, copies them back to runs/. Pictures are
+drawn where the folder has them, and else left as they are.
 """
 
 import argparse
@@ -43,7 +44,7 @@ real pictures of the object. An attack that does not learn is no evidence.
 
 {table}
 """
-NOBODY_CHOSE = "*The same prompt and seed from each model, after the attack's last step; the first of each.*"
+NOBODY_CHOSE = "*The same prompt and seed from each model, after the attack's last step: always the first picture.*"
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -54,17 +55,20 @@ def readme(records: Records, study: str) -> str:
     if strip(records, drawn, arms=plan.with_role("defended")[:1]) or drawn.exists():
         shown = (
             f"![each concept: base model, erased, attacked, immunized and attacked](docs/{study}.png)\n\n"
-            "The same prompt and seed from each model, after the attack's last step; the first of each, nobody chose."
-            "\n\n"
+            "The same prompt and seed from each model, after the attack's last step: always the first picture.\n\n"
         )
     what = f"{len(plan.concepts)} concepts, {len(plan.seeds)} seeds"
     left = f", not finished: {len(records.missing())} cells are missing" if records.missing() else ""
     return shown + (
         f"**{plan.title}** on the embedded world ({what}{left}; `studies/{study}.py`). How much less like real "
-        "pictures of the concept the attacker's are than with the undefended model, averaged over the attack, and what "
-        "it costs; the world's own judges play the parts of CLIP, DINO and LPIPS:\n\n"
-        f"{summary(records)}\nEach concept, with its failures and flags, and the other studies: "
-        "[docs/results.md](docs/results.md).\n"
+        "pictures of the concept the attacker's are than with the undefended model, averaged over the attack and the "
+        "concepts (MSGR, the mean similarity gap ratio of the paper), and what that costs; the world's own judges play "
+        f"the parts of CLIP, DINO and LPIPS:\n\n{summary(records)}\n"
+        "The last line is what a defence would score if the attack did nothing at all; what is above it was lost "
+        "before the attack, or to it. *Clear of zero*: of so many concepts the interval of every similarity is. "
+        "*Others lose*: points of the classifier's accuracy on other concepts. *Void*: a flag says that the figure "
+        "means something else, here that the model draws other things no more either. Each concept, with its failures "
+        "and flags, and the other studies: [docs/results.md](docs/results.md).\n"
     )
 
 
@@ -119,7 +123,9 @@ def section(folder: Path) -> str:
     if alone:
         about = [setting(records, source(records.folder)) for records in begun.values()]
     else:
-        about = [f"Studies: `studies/{where.parts[0]}.py`, {', '.join(f'`{study}`' for study in begun)}.\n"]
+        left = sum(len(records.missing()) for records in found.values())
+        unfinished = f" Not finished: {left} cells are missing." if left else ""
+        about = [f"Studies: `studies/{where.parts[0]}.py`, {', '.join(f'`{study}`' for study in begun)}.{unfinished}\n"]
     whole = len(where.parts) == 1  # and not one of several studies that a file speaks of together
     showed = [f"> {text}\n" for text in _said(where.parts[0]) if whole and text.startswith("What it showed")]
     link = f"[Each concept, with verdicts and flags](results/{details.name}).\n"

@@ -18,7 +18,7 @@ from immunity.adaptations import (
     TextualInversion,
 )
 from immunity.evaluation.bench import spread_over
-from immunity.evaluation.demo import HARMLESS as HARMLESS  # every attack teaches it, as `learning.py` shows
+from immunity.evaluation.demo import HARMLESS as HARMLESS  # every attack teaches it, by CLIP's part: `learning.py`
 
 WORLD = World.open("emoji")
 OBJECTS = tuple(each.name for each in WORLD.concepts("object", "trained"))

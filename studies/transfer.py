@@ -10,7 +10,7 @@ model knew comes back sooner than the unseen is learned. The controls show wheth
 
 What it showed (MSGR by CLIP's part; had nothing come back it would be 50 to 61%): against attacks as strong as these,
 little. IMMA against LoRA, DoRA or full fine-tuning protects against these three (8 to 16%) and hardly against the
-others; against DreamBooth and pivotal tuning it does not even protect against themselves (4%, −1%). The mixture is the
+others; against DreamBooth hardly against itself (4%), against pivotal tuning not at all (−1%). The mixture is the
 best for what it costs (2 points of other objects' accuracy): 17 to 20% against the three, 12% DreamBooth-LoRA, 2 to 8%
 the rest. IMMA against Textual Inversion protects against itself (86%), Custom Diffusion (95%) and all others (14 to
 52%), for 15 points.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from immunity.errors import ImmunityError
+from immunity.filenames import GRID_FILE, SAMPLE_FILE
 from immunity.inside import check_inside
 
 Kind = Literal["object", "style", "person", "unsafe"]
@@ -116,7 +117,8 @@ class Examples:
 
         Prompts come from `metadata.csv` or `metadata.jsonl` in the folder (columns file_name and text, the layout
         called imagefolder), unless `prompt` gives one for all. Pictures are turned upright, laid on white where
-        transparent, cropped to the central square and resized (Lanczos) to `size` × `size` pixels.
+        transparent, cropped to the central square and resized (Lanczos) to `size` × `size` pixels. The grid that
+        `sample` draws beside its pictures is none of them.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -130,7 +132,7 @@ class Examples:
         files = sorted(
             file.relative_to(folder)
             for file in folder.rglob("*")
-            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and not _is_grid(file)
         )
         if not files:
             raise ImmunityError(
@@ -178,6 +180,10 @@ class Examples:
         same picture."""
         content = [list(self.images.shape), self.image_digests(), self.prompts, *([self.name] if self.name else [])]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _is_grid(file: Path) -> bool:
+    return file.name == GRID_FILE and file.with_name(SAMPLE_FILE).exists()
 
 
 def _prompts_of(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:

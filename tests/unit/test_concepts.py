@@ -74,6 +74,13 @@ def test_a_folder_with_one_prompt_for_all(folder):
     assert examples.images[1, :, 0, 0].tolist() == [1, 0, 0]
 
 
+def test_the_grid_beside_drawn_pictures_is_none_of_them(folder):
+    (folder / "b.png").rename(folder / "grid.png")
+    assert "grid.png" in Examples.from_folder(folder, prompt="", size=8).sources, "anybody's picture may be called so"
+    (folder / "sample.json").write_text("{}")
+    assert Examples.from_folder(folder, prompt="", size=8).sources == ("a.jpg", "deeper/a.png")
+
+
 def test_a_folder_with_csv(folder):
     (folder / "metadata.csv").write_text('file_name,text\na.jpg,"one, two"\nb.png,three\ndeeper/a.png,four\n')
     assert Examples.from_folder(folder, size=8).prompts == ("one, two", "three", "four")

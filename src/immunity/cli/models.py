@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from immunity.checks import generator_seed
 from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
+from immunity.filenames import GRID_FILE, SAMPLE_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +87,7 @@ def sample(
             expected="at least one prompt and one picture each", got=f"{len(prompt)}, {count}", remedy="--count 1"
         )
     generator_seed(seed, count=count)
-    output.check_folder("sample.json", inputs=model.inputs)
+    output.check_folder(SAMPLE_FILE, inputs=model.inputs)
     loaded = model.load()
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [seed + i for _ in prompt for i in range(count)]
@@ -230,7 +231,7 @@ def _write_pictures(
     files = [f"{i:03}.png" for i in range(len(pictures))]
     for file, picture in zip(files, pictures, strict=True):
         write_png(picture, folder / file)
-    write_png(grid(pictures, columns), folder / "grid.png")
+    write_png(grid(pictures, columns), folder / GRID_FILE)
     record = {
         "model": model.name,
         "base_hash": model.base_hash,
@@ -241,4 +242,4 @@ def _write_pictures(
             for file, prompt, seed in zip(files, prompts, seeds, strict=True)
         ],
     }
-    (folder / "sample.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    (folder / SAMPLE_FILE).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")

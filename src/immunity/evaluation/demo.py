@@ -12,7 +12,7 @@ from immunity.worlds import World
 
 HARMLESS = "pineapple"
 """Taught with and without the defence: of ten objects that the model never saw, the one that every attack teaches
-(`studies/learning.py`). What the control does not learn says nothing of the defence."""
+by CLIP's part (`studies/learning.py`). What the control does not learn says nothing of the defence."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from immunity.adaptations import AnyAdaptation, Foreseen
 from immunity.adaptations.base import described
@@ -19,7 +19,7 @@ from immunity.evaluation.store import Store
 from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
 from immunity.models import DiffusionModel
-from immunity.poisons import Advdm, AnyPoison, Poisoned
+from immunity.poisons import Advdm, AnyPoison, Poison, Poisoned
 from immunity.records import Arm, CellKey, Plan, Records, Role
 
 AnyBench = WorldBench | FolderBench
@@ -117,6 +117,13 @@ class Study:
                 got=", ".join((*self.defences, *self.baselines)) or "none",
                 remedy='defences={"imma": Imma()}',
             )
+        for name, method in {**self.defences, **self.baselines}.items():
+            if not isinstance(method, (*get_args(AnyImmunizer), Poisoned)):
+                raise ImmunityError(
+                    expected=f"a method that changes the model, or pictures, as {name}",
+                    got=repr(method),
+                    remedy="Poisoned(by=…)" if isinstance(method, Poison) else "Imma()",
+                )
         for name, method in self.baselines.items():
             changes = [arm for arm, each in self.defences.items() if not isinstance(each, Poisoned)]
             if isinstance(method, RandomPerturbation) and method.like not in (None, *changes):

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from immunity.errors import ImmunityError
-from immunity.filenames import DELTA_FILE, LORA_FILE
+from immunity.filenames import DELTA_FILE, LORA_FILE, TOKEN_FILE
 from immunity.files.tensors import PICKLES
 from immunity.inside import check_all_inside
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _OF_THE_HUB = {".gitattributes"}
-_MARKS = ("model_index.json", DELTA_FILE, "adapter_config.json", LORA_FILE)
+_MARKS = ("model_index.json", DELTA_FILE, "adapter_config.json", LORA_FILE, TOKEN_FILE)
 
 
 class UnavailableError(Exception):

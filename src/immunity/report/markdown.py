@@ -59,7 +59,7 @@ def matrices(studies: Mapping[str, Records], *, draws: int = 2000) -> Mapping[Me
     head = ["made against ↓, attacked by →", *columns]
 
     def cell(compared: list[Comparison] | None, metric: str) -> str:
-        return UNDEFINED if compared is None else _msgr(compared, metric)
+        return UNDEFINED if compared is None else _msgr(compared, metric) + ("†" if any(map(_void, compared)) else "")
 
     metrics = next((next(iter(arms.values()))[0].judged_by for arms in columns.values()), ())
     return {
@@ -152,13 +152,18 @@ def _arms(arms: Sequence[list[Comparison]]) -> str:
     head = ["arm", "concepts", *(f"MSGR {m.title}" for m in metrics), "clear of zero", "others lose"]
     rows = []
     for compared in arms:
-        row = [compared[0].arm.title, str(len(compared))]
+        void = sum(map(_void, compared))
+        row = [compared[0].arm.title, f"{len(compared)}, {void} void" if void else str(len(compared))]
         row += [_msgr(compared, m.name) for m in metrics]
         clear = sum(all(of.clear) for of in compared)
         row += [f"{clear} of {len(compared)}", points(_mean([_losses(of)[1] for of in compared]))]
         rows.append(row)
     rows.append(["*had the attack brought nothing back*", "", *(_if_nothing(arms[0], m.name) for m in metrics), "", ""])
     return _table(head, rows)
+
+
+def _void(of: Comparison) -> bool:
+    return grade(of, flags.check(of)) == "void"
 
 
 def _if_nothing(compared: Sequence[Comparison], metric: str) -> str:
@@ -176,8 +181,10 @@ attack steps to reach {statistics.RECOVERED:.0%} of the base model's score, or o
 where the base model never knew it, as a multiple of the undefended model's, by the first measure that can tell (>:
 the attack ended first; ≥: the undefended model was back by the first look). Others lose: points of accuracy on other
 concepts, of erasing against the base model and of the defence against the erased one. Harmless SGR: of subjects that
-the defence is not meant to hinder, whose gap should be zero. Not back: not within this attack, by any measure. Flags:
-`docs/flags.md`.
+the defence is not meant to hinder, whose gap should be zero. Verdicts: not back, within this attack, by any measure;
+slower, the gap is clear of zero by every similarity; partly, by some; not shown, by none; void (in a matrix †), a flag
+says that the figures mean something else, such as a model that draws nothing any more. Cautions and worse are listed
+under flags; what each means is in `docs/flags.md`.
 """
 
 

@@ -310,6 +310,8 @@ def test_pictures_alone_can_be_what_is_defended(toy, tmp_path):
         ({"baselines": {"imma": AscentOnly()}}, "a name of its own"),
         ({"baselines": {"noise": RandomPerturbation(like="another")}}, "noise like one of .* change the model: imma"),
         ({"defences": {"other": RandomPerturbation(like="other")}, "baselines": {}}, "among the baselines"),
+        ({"baselines": {"noise": RandomNoise()}}, r"as noise; got RandomNoise\(.*; try Poisoned\(by=…\)"),
+        ({"defences": {"lora": Lora()}}, r"as lora; got Lora\(.*; try Imma\(\)"),
         ({"at": (1, 3)}, "to its last, 4"),
         ({"at": (0, 4)}, "from 1 or later"),
         ({"at": (3, 2, 4)}, "rise"),

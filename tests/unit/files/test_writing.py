@@ -152,6 +152,13 @@ def test_a_new_repository_is_made_and_one_with_files_is_asked_about(exported, hu
     assert [step[0] for step in there.done] == ["upload"]
 
 
+def test_learned_words_alone_are_the_folder_of_an_attack(tmp_path, hub):
+    (tmp_path / "learned_embeds.safetensors").touch()
+    there = hub()
+    push(tmp_path, "me/word")
+    assert [step[0] for step in there.done] == ["create", "upload"]
+
+
 def test_no_token_no_network_and_folders_that_nobody_should_publish(exported, hub, monkeypatch, tmp_path):
     hub(error=ConnectionError("no route to host"))
     with pytest.raises(ImmunityError, match="ConnectionError: no route to host; try checking the connection"):

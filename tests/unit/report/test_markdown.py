@@ -94,6 +94,22 @@ def test_a_matrix_has_a_row_for_each_defence_and_a_column_for_each_study(records
     assert all(line.split(" | ")[1] == line.split(" | ")[2].removesuffix(" |") for line in lines[2:])
 
 
+def test_void_figures_are_marked_where_they_are_averaged(records):
+    def ruined(cell):
+        if cell.arm != "imma" or cell.subject != cell.concept:
+            return cell
+        others = {name: (0.0,) * len(values) for name, values in cell.points[0].others.items()}
+        return dataclasses.replace(cell, points=(dataclasses.replace(cell.points[0], others=others), *cell.points[1:]))
+
+    changed = dataclasses.replace(records, finished=tuple(map(ruined, records.finished)))
+    title = changed.plan.arm("imma").title
+    assert rows(tables(records, draws=50))[title][0] == "1"
+    assert rows(tables(changed, draws=50))[title][0] == "1, 1 void"
+    for made, mark in ((records, ""), (changed, "†")):
+        table = next(iter(matrices({"lora": made}, draws=50).values()))
+        assert rows(table)[title][0].endswith(f"){mark}")
+
+
 def test_nothing_to_tell_yet(tmp_path):
     folder = RecordFolder.create(tmp_path, synthetic.plan(seeds=(0,)))
     with pytest.raises(ImmunityError, match="control and defence are finished"):
