@@ -15,6 +15,7 @@ class Stub:
         self.name = name
         self.parents: tuple[str, ...] = ()
         self.base_hash = hash_tensors(self.theta)
+        self.dtype = torch.float32
 
     def parameters(self, group: str) -> dict[str, nn.Parameter]:
         assert group == "all"

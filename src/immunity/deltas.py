@@ -27,7 +27,7 @@ FORMAT = 1  # of the header of the file; raised when an older reader would misre
 
 _PACKAGES = ("immunity", "torch", "diffusers", "transformers", "peft")
 _KINDS: Mapping[str, type] = {
-    **dict.fromkeys(("base", "base_hash", "method", "created"), str),
+    **dict.fromkeys(("base", "base_hash", "method", "dtype", "created"), str),
     **dict.fromkeys(("config", "versions"), dict),
     **dict.fromkeys(("parents", "composed"), list),
     "seed": int,
@@ -44,6 +44,7 @@ class Patchable(Protocol):
     name: str
     base_hash: str
     parents: tuple[str, ...]
+    dtype: torch.dtype
 
     def parameters(self, group: str) -> Mapping[str, nn.Parameter]: ...
 
@@ -75,6 +76,8 @@ class Provenance:
     config: Mapping[str, object]
     """Every field of that class, and what else the method was given, as plain JSON values."""
     seed: int
+    dtype: str = ""
+    """Of the numbers that the model computed in, such as "bfloat16"."""
     parents: tuple[str, ...] = ()
     """Hashes of the deltas that the base model carried when this one was made, in order."""
     composed: tuple[str, ...] = ()
@@ -114,6 +117,7 @@ class Provenance:
             method=method,
             config=config,
             seed=seed,
+            dtype=str(model.dtype).removeprefix("torch."),
             parents=model.parents,
         )
 
@@ -131,6 +135,7 @@ class Provenance:
                     got=f"format {version}",
                     remedy="the version of immunity that wrote it",
                 )
+            values.setdefault("dtype", "")  # older files do not have it
             _check_kinds(values)
             values |= {"parents": tuple(values["parents"]), "composed": tuple(values["composed"])}
             return cls(**values)
@@ -225,7 +230,9 @@ class Delta:
                     got=f"{list(parameters[name].shape)} in {model.name}",
                     remedy="the model that the delta was made on",
                 )
-        undo = Undo(model, {name: parameters[name].detach().clone() for name in self.tensors}, parents=model.parents)
+        # In the main memory: on the device they would lie beside whatever is trained in the meantime.
+        before = {name: parameters[name].detach().to("cpu", copy=True) for name in self.tensors}
+        undo = Undo(model, before, parents=model.parents)
         with torch.no_grad():
             for name, value in self.tensors.items():
                 parameters[name].copy_(value)

@@ -22,20 +22,23 @@ def started() -> int:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """In this block the processes of the launcher work at one training; it begins and ends for all of them at once."""
+def together(device: str) -> Iterator[None]:
+    """In this block the processes of the launcher work at one training; it begins and ends for all of them at once.
+
+    `device` is where they compute. A process that fails leaves the group standing, and ends: the others wait for it
+    somewhere else, so closing the group in order would wait for them, for ever. The launcher ends them.
+    """
     if started() == 1:
         yield
         return
     from accelerate import PartialState
 
-    state = PartialState()  # joins the group, by the backend that the machine's devices need
-    try:
-        yield
-        wait()
-    finally:
-        state.destroy_process_group()
-        PartialState._reset_state()
+    # Joins the group by the backend that the device needs, and not the best that the machine has.
+    state = PartialState(cpu=device == "cpu")
+    yield
+    wait()
+    state.destroy_process_group()
+    PartialState._reset_state()
 
 
 def own_device(name: str) -> str:

@@ -112,7 +112,8 @@ class Stepper:
             raise DivergedError(result)
         # Out of place, as two of these gradients may be one tensor.
         factor = 1.0 if self._clip is None else (self._clip / (norm + 1e-6)).clamp(max=1.0)
-        for master, gradient in zip(self._masters, gradients, strict=True):
+        for i, master in enumerate(self._masters):
+            gradient, gradients[i] = gradients[i], None  # the copy takes its place
             master.grad = None if gradient is None else _laid_out(gradient, master).mul_(factor)
         lr_factor *= self._settings.schedule.factor(self._taken)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
@@ -152,9 +153,11 @@ class Stepper:
         """Over the processes, some of whose rows may not depend on a parameter on which others' do."""
         known = gradients if len(gradients) == len(self.parameters) else [None] * len(self.parameters)
         depends = torch.tensor([float(each is not None) for each in known], device=loss.device)
-        # Copies, as two of these gradients may be one tensor.
+        # Copies, as two of these gradients may be one tensor; in one order of memory, which a sum takes for granted.
         filled = [
-            torch.zeros_like(value, dtype=torch.float32) if each is None else each.to(torch.float32, copy=True)
+            torch.zeros(value.shape, device=value.device)
+            if each is None
+            else torch.empty(value.shape, device=value.device).copy_(each)
             for value, each in zip(self.parameters, known, strict=True)
         ]
         mean = loss.clone()

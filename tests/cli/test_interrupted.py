@@ -121,6 +121,25 @@ def test_grids_drawn_before_an_interruption_are_kept(sd1, pictures, tmp_path, in
     assert first.hash == second.hash
 
 
+def test_pictures_that_were_drawn_to_learn_from_are_kept_for_who_goes_on(sd1, tmp_path, interrupted_at):
+    """Another device would not draw the same to the bit, and the checkpoint would be of other pictures."""
+
+    def command(*more: object) -> Done:
+        return immunity(
+            *("adapt", "--model", sd1, "--concept", "church", "--drawn", 2, "--out", tmp_path / "attack", *more),
+            *("--save-every", 1, "--sample-at", 2, "--sample-count", 1, "--sample-steps", 1, "lora", "--steps", 2),
+        )
+
+    interrupted_at("00002.png")
+    assert command().code == 130
+    assert len(list(tmp_path.glob("attack.partial/pictures/*.safetensors"))) == 1
+    interrupted_at("draw")
+    assert 'differs: "dtype": "bfloat16" and not "dtype": "float32"' in command("--dtype", "bfloat16").complaint
+    done = command()
+    assert done.code == 0, done
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["attack"]
+
+
 def test_force_begins_anew_where_another_run_was_interrupted(sd1, pictures, tmp_path, interrupted_at):
     def command(*more: object) -> Done:
         return immunity(

@@ -88,6 +88,13 @@ def test_one_process_splits_nothing(sd1, tmp_path):
     assert done.complaint.startswith("immunity: expected several processes to share the weights")
 
 
+def test_nothing_is_drawn_by_a_model_that_is_to_be_split(sd1, tmp_path):
+    done = immunity(
+        *("adapt", "--model", sd1, "--shard", "--concept", "church", "--drawn", 2, "--out", tmp_path / "no", "lora")
+    )
+    assert "got --drawn, which would draw them before it is; try immunity sample" in done.complaint
+
+
 def test_an_attack_and_its_samples_are_written_once(sd1, pictures, tmp_path):
     common = ("adapt", "--model", sd1, "--images", pictures, "--prompt", "a church", "--sample-at", 2)
     method = ("lora", "--rank", 2, "--steps", 2, "--batch", 2)

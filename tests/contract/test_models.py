@@ -247,6 +247,18 @@ def test_a_picture_depends_on_its_own_prompt_and_seed(model):
     assert (together[0] - together[1]).abs().max() > 1e-2
 
 
+def test_large_pictures_go_through_the_autoencoder_one_by_one(model, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 3, model.resolution, model.resolution, generator=generator)
+    latents = torch.randn(3, *model.latent_shape, generator=generator)
+    together = model.latent_distribution(images), model.decode_latents(latents)
+    monkeypatch.setattr("immunity.models.autoencoder._PIXELS_AT_ONCE", 2 * model.resolution**2 - 1)
+    apart = model.latent_distribution(images), model.decode_latents(latents)
+    torch.testing.assert_close(apart[0].mean, together[0].mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(apart[0].spread, together[0].spread, rtol=0, atol=1e-4)
+    torch.testing.assert_close(apart[1], together[1], rtol=0, atol=1e-4)
+
+
 def test_sampling_leaves_the_global_generator_alone_and_reports_progress(model):
     state, seen = torch.get_rng_state(), []
     model.sample(["x"] * 3, seeds=[0, 1, 2], steps=2, batch=2, progress=lambda done, total: seen.append((done, total)))

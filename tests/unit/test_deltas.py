@@ -19,6 +19,7 @@ class Stub:
         self.name = f"stub {seed}"
         self.parents: tuple[str, ...] = ()
         self.base_hash = hash_tensors(self.theta)
+        self.dtype = torch.float32
 
     def parameters(self, group: str) -> dict[str, nn.Parameter]:
         assert group == "all"
@@ -44,6 +45,7 @@ def test_provenance_holds_every_field_and_the_state_of_the_model():
     assert made.config == {"lr": 0.5, "blocks": [1, 2], "inputs": {"concept": "church"}}
     assert (made.base, made.base_hash, made.seed) == (model.name, model.base_hash, 7)
     assert made.parents == (first.hash,)
+    assert made.dtype == "float32"
     assert "torch" in made.versions
 
 
@@ -174,6 +176,13 @@ def test_save_refuses_other_suffixes_and_existing_files(tmp_path):
     assert (Delta.load(path).tensors["unet.a"] == 2).all()
 
 
+def test_a_header_from_before_dtypes_were_kept(tmp_path):
+    header = json.loads(delta(Stub()).provenance.to_json())
+    del header["dtype"]
+    save_file({"a": torch.zeros(1)}, tmp_path / "delta.safetensors", metadata={"immunity": json.dumps(header)})
+    assert Delta.load(tmp_path / "delta.safetensors").provenance.dtype == ""
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -186,6 +195,7 @@ def test_save_refuses_other_suffixes_and_existing_files(tmp_path):
         {"versions": {"torch": 2}},
         {"config": []},
         {"seed": "x"},
+        {"dtype": 16},
         {"created": None},
         {"more": 1},
     ],

@@ -47,7 +47,9 @@ class Batches:
     prompts: tuple[str, ...]
     """One for each picture; or all pictures with a first caption, all with a second, …"""
     cached: Conditioning | None
-    """One row for each prompt, unless prompts are encoded at each step."""
+    """One row for each distinct prompt, unless prompts are encoded at each step."""
+    rows: Tensor
+    """Of each prompt: its number among the distinct ones."""
     epoch: Tensor
     """The prompts of one epoch, by number, each with its picture: each at least once."""
     mirrored: bool = False
@@ -78,8 +80,15 @@ class Batches:
         prompts = examples.prompts * (2 if mirror else 1)
         if captions:
             prompts = tuple(caption for caption in captions for _ in prompts)
-        cached = conditioning_of(model, prompts) if cache_prompts else None
-        return cls(_latents(model, images), prompts, cached, _epoch(prompts, balance=balance), mirrored=mirror)
+        distinct, rows = numbered(prompts)
+        return cls(
+            _latents(model, images),
+            prompts,
+            model.encode_prompts(distinct) if cache_prompts else None,
+            rows,
+            _epoch(prompts, balance=balance),
+            mirrored=mirror,
+        )
 
     def showing(self, model: DiffusionModel, images: Tensor) -> "Batches":
         """The same with others in the place of its pictures, one for each."""
@@ -90,9 +99,7 @@ class Batches:
         """Other latents in the place of those pictures', by their numbers, each with one of the picture's captions."""
         pictures = len(self.latents.mean)
         captions = torch.randint(len(self.prompts) // pictures, numbers.shape, generator=generator)
-        chosen = numbers + captions * pictures
-        prompts = tuple(self.prompts[i] for i in chosen.tolist())
-        return Batch(latents, prompts, None if self.cached is None else self.cached[chosen])
+        return self._batch(latents, numbers + captions * pictures)
 
     def draw(self, size: int, number: int, *, seed: int, generator: torch.Generator) -> Batch:
         """The `number`-th batch of `size` pictures.
@@ -103,8 +110,12 @@ class Batches:
         chosen = torch.stack([self._picture(number * size + offset, seed) for offset in range(size)])
         pictures = chosen % len(self.latents.mean)
         latents = LatentDistribution(self.latents.mean[pictures], self.latents.spread[pictures]).sample(generator)
+        return self._batch(latents, chosen)
+
+    def _batch(self, latents: Tensor, chosen: Tensor) -> Batch:
+        """With the prompts of those numbers."""
         prompts = tuple(self.prompts[i] for i in chosen.tolist())
-        return Batch(latents, prompts, None if self.cached is None else self.cached[chosen])
+        return Batch(latents, prompts, None if self.cached is None else self.cached[self.rows[chosen]])
 
     def _picture(self, position: int, seed: int) -> Tensor:
         turn, place = divmod(position, len(self.epoch))
@@ -119,16 +130,15 @@ def _latents(model: DiffusionModel, images: Tensor) -> LatentDistribution:
     return LatentDistribution(torch.cat([part.mean for part in parts]), torch.cat([part.spread for part in parts]))
 
 
+def numbered(prompts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """The distinct ones, in the order in which they come, and the number of each prompt among them."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(numbers), torch.tensor([numbers[prompt] for prompt in prompts])
+
+
 def changes_text(changing: Collection[str]) -> bool:
     """Whether parameters of these names are in a text encoder."""
     return any(name.startswith("text_encoder") for name in changing)
-
-
-def conditioning_of(model: DiffusionModel, prompts: Sequence[str]) -> Conditioning:
-    """One row for each prompt, with each distinct one encoded once."""
-    distinct = list(dict.fromkeys(prompts))
-    place = {prompt: number for number, prompt in enumerate(distinct)}
-    return model.encode_prompts(distinct)[[place[prompt] for prompt in prompts]]
 
 
 def _epoch(prompts: tuple[str, ...], *, balance: bool) -> Tensor:

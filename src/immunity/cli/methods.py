@@ -52,13 +52,14 @@ def erase(
     """
     output.check_file(".safetensors", inputs=model.inputs)
     concepts = what.concepts(model)
-    loaded = model.load()
     identity = {
         "erase": _described(method),
         "concepts": [dataclasses.asdict(one) for one in concepts],
         "seed": run.seed,
+        "dtype": model.dtype,
     }
-    with together(), partial(output, identity) as folder:
+    with together(model.device), partial(output, identity) as folder:
+        loaded = model.load()
         model.split(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="erase")
         method(loaded, concepts, seed=run.seed, journal=journal).save(output.out, force=output.force)
@@ -93,11 +94,16 @@ def adapt(
     output.check_folder(LOSSES_FILE, inputs=(*model.inputs, *pictures.inputs))
     samples.check(method.steps)
     pictures.check(model)
-    base = model.load_base()
-    examples = pictures.read(base.model, model, seed=run.seed, verb="adapt")
-    loaded = base.with_deltas()
-    identity = {"adapt": _described(method), "samples": dataclasses.asdict(samples), "seed": run.seed}
-    with together(), partial(output, identity) as folder:
+    identity = {
+        "adapt": _described(method),
+        "samples": dataclasses.asdict(samples),
+        "seed": run.seed,
+        "dtype": model.dtype,
+    }
+    with together(model.device), partial(output, identity) as folder:
+        base = model.load_base()
+        examples = pictures.read(base.model, model, seed=run.seed, verb="adapt", folder=folder)
+        loaded = base.with_deltas()
         model.split(loaded)
 
         def draw(step: int, _phi: Attached) -> None:
@@ -144,11 +150,16 @@ def immunize(
     output.check_file(".safetensors", inputs=(*model.inputs, *pictures.inputs))
     pictures.check(model)
     foreseen = against.made() if isinstance(against, Mixture) else against
-    base = model.load_base()
-    examples = pictures.read(base.model, model, seed=run.seed, verb="immunize")
-    loaded = base.with_deltas()
-    identity = {"immunize": _described(method), "against": described(foreseen), "seed": run.seed}
-    with together(), partial(output, identity) as folder:
+    identity = {
+        "immunize": _described(method),
+        "against": described(foreseen),
+        "seed": run.seed,
+        "dtype": model.dtype,
+    }
+    with together(model.device), partial(output, identity) as folder:
+        base = model.load_base()
+        examples = pictures.read(base.model, model, seed=run.seed, verb="immunize", folder=folder)
+        loaded = base.with_deltas()
         model.split(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
         method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
@@ -174,10 +185,10 @@ def poison(
     """
     output.check_folder(POISON_FILE, inputs=(*model.inputs, *pictures.inputs))
     pictures.check(model)
-    base = model.load_base()
-    examples = pictures.read(base.model, model, seed=run.seed, verb="poison")
-    loaded = base.with_deltas()
-    with partial(output, {"poison": method.described(), "seed": run.seed}) as folder:
+    with partial(output, {"poison": method.described(), "seed": run.seed, "dtype": model.dtype}) as folder:
+        base = model.load_base()
+        examples = pictures.read(base.model, model, seed=run.seed, verb="poison", folder=folder)
+        loaded = base.with_deltas()
         journal = Journal(folder=folder, every=run.save_every, label="poison")
         made = method(loaded, examples, seed=run.seed, journal=journal)
         config = method.described() | {"inputs": {"examples": examples.digest()}}

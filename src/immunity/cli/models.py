@@ -162,6 +162,7 @@ def _print_file(path: Path) -> None:
             "method": made.method,
             "seed": made.seed,
             "base": f"{made.base} {made.base_hash}",
+            "dtype": made.dtype or "unknown",
             "parents": ", ".join(made.parents) or "none",
             "made": f"{made.created} with {', '.join(f'{name} {version}' for name, version in made.versions.items())}",
         }

@@ -1,6 +1,7 @@
 """Flags that say what is erased, what is learned, and what is drawn on the way."""
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import tyro
 
-from immunity.cli.options import ModelOptions
+from immunity.atomic import load_tensors, save_tensors
+from immunity.cli.options import ModelOptions, TrainedModelOptions
 from immunity.concepts import Concept, Examples, Kind
 from immunity.drawing import draw
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
-from immunity.optimize import derived_seed
+from immunity.optimize import derived_seed, identity
+from immunity.processes import wait
 from immunity.worlds import World
 
 
@@ -77,6 +80,12 @@ class PictureOptions:
                 got=f"{self.drawn}{' and --styles' if self.styles else ''}",
                 remedy="--drawn 20",
             )
+        if self.drawn is not None and isinstance(model, TrainedModelOptions) and model.shard:
+            raise ImmunityError(
+                expected="pictures from a folder for a model that is split over processes",
+                got="--drawn, which would draw them before it is",
+                remedy="immunity sample, and --images with what it drew",
+            )
         world = model.world()
         if self.images is not None:
             # A picture that cannot be read is found now, and not after a model of gigabytes has been loaded.
@@ -92,8 +101,11 @@ class PictureOptions:
         else:
             self._concept(world)
 
-    def read(self, base: DiffusionModel, model: ModelOptions, *, seed: int, verb: str) -> Examples:
-        """The pictures, at the size of the model; `base` draws them where they are to be drawn."""
+    def read(self, base: DiffusionModel, model: ModelOptions, *, seed: int, verb: str, folder: Path) -> Examples:
+        """The pictures, at the size of the model; `base` draws them where they are to be drawn.
+
+        What is drawn is kept in `folder`: who goes on with a run on another device would not draw the same to the bit.
+        """
         if self.images is not None:
             return Examples.from_folder(self.images, prompt=self.prompt, size=base.resolution)
         if self.drawn is None:
@@ -101,7 +113,16 @@ class PictureOptions:
         concept = self._concept(model.world())
         prompts = tuple(itertools.islice(itertools.cycle(concept.prompts), self.drawn))
         seeds = [derived_seed(seed, "pictures for", verb, number) for number in range(self.drawn)]
-        images = draw(base, prompts, seeds, label="draw", steps=25, guidance=7.5)
+        what = identity({"base": base.base_hash, "dtype": model.dtype, "prompts": prompts, "seeds": seeds})
+        file = folder / "pictures" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.safetensors"
+        there = file.exists()
+        wait()  # all processes have looked before the first one writes
+        if there:
+            kept, _ = load_tensors(file, expected="the pictures drawn before", remedy=f"removing {folder}")
+            images = kept["images"]
+        else:
+            images = draw(base, prompts, seeds, label="draw", steps=25, guidance=7.5)
+            save_tensors(file, {"images": images}, {}, force=True)
         return Examples(images, prompts, tuple(f"drawn by {base.name}, seed {one}" for one in seeds))
 
     def _concept(self, world: World | None) -> Concept:

@@ -95,7 +95,7 @@ class Esd:
         c: Conditioning
         run: list[PartialSample] = []
 
-        with Original(trained) as original:
+        with Original(trained, at_hand=True) as original:
 
             def loss(step: int, generator: torch.Generator) -> Tensor:
                 nonlocal c, run

@@ -15,6 +15,8 @@ from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 from immunity.optimize import Journal
 
+_READ_AT_ONCE = 256  # prompts; large text encoders keep every layer's features of each
+
 
 @dataclass(frozen=True, kw_only=True)
 class Uce:
@@ -108,12 +110,14 @@ def _features(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
     All positions count and are matched one to one. The text encoder is causal, so the positions before a concept's name
     are equal in both prompts of a pair and are preserved, and those after it, which carry the concept too, are edited.
     """
-    nothing = model.text_features(model.unconditional())
+    nothing = model.text_features(model.unconditional()).to("cpu", torch.float64)
     rows = nothing[:0]  # no prompts still have features of some width
     if prompts:
-        empty = torch.tensor([not prompt for prompt in prompts], device=nothing.device)
-        rows = torch.where(empty[:, None, None], nothing, model.text_features(model.encode_prompts(prompts)))
-    return rows.to("cpu", torch.float64).flatten(0, 1)
+        empty = torch.tensor([not prompt for prompt in prompts])
+        parts = [prompts[start : start + _READ_AT_ONCE] for start in range(0, len(prompts), _READ_AT_ONCE)]
+        read = [model.text_features(model.encode_prompts(part)).to("cpu", torch.float64) for part in parts]
+        rows = torch.where(empty[:, None, None], nothing, torch.cat(read))
+    return rows.flatten(0, 1)
 
 
 def edit(edited: Tensor, anchors: Tensor, kept: Tensor, lam: float) -> Tensor:

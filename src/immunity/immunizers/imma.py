@@ -114,7 +114,7 @@ class Imma:
         inner_order, outer_order = derived_seed(seed, "inner pictures"), derived_seed(seed, "outer pictures")
         outer_optimizer = AdamW(lr=self.outer_lr, weight_decay=self.weight_decay)
 
-        with Original(theta) as original, opponents:
+        with Original(theta, at_hand=retention is not None) as original, opponents:
             outer = Stepper(theta.values(), outer_optimizer, clip=self.clip, maximize=True)
 
             def step(number: int, generator: torch.Generator) -> StepResult:

@@ -59,7 +59,7 @@ class AscentOnly:
         order = derived_seed(seed, "outer pictures")
 
         # φ stays as it was initialised, where most kinds of it do nothing; but some have tokens that the prompts use.
-        with Original(theta), opponents:
+        with Original(theta, at_hand=False), opponents:
 
             def loss(step: int, generator: torch.Generator) -> Tensor:
                 opponent = opponents.choose(step)

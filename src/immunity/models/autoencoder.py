@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from immunity.errors import ImmunityError
 from immunity.models.base import LatentDistribution
+
+_PIXELS_AT_ONCE = 8 * 512**2  # of all pictures; their activations take some 8 GB in float32
 
 
 class Autoencoder:
@@ -31,12 +34,25 @@ class Autoencoder:
         return size // self.pixels
 
     def distribution(self, images: Tensor) -> LatentDistribution:
+        found = [self._encoded(part) for part in images.split(_at_once(images.shape[-2] * images.shape[-1]))]
+        return LatentDistribution(torch.cat([one.mean for one in found]), torch.cat([one.spread for one in found]))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        pixels = latents.shape[-2] * latents.shape[-1] * self.pixels**2
+        return torch.cat([self._decoded(part) for part in latents.split(_at_once(pixels))])
+
+    def _encoded(self, images: Tensor) -> LatentDistribution:
         posterior = self._vae.encode(2 * images.to(self._vae.device, self._vae.dtype) - 1).latent_dist
         return LatentDistribution(
             (posterior.mean.float() - self._shift) * self._scale, posterior.std.float() * self._scale
         )
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def _decoded(self, latents: Tensor) -> Tensor:
         scaled = latents.to(self._vae.device, self._vae.dtype) / self._scale + self._shift
         decoded: Tensor = self._vae.decode(scaled).sample
         return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _at_once(pixels: int) -> int:
+    """Pictures of so many pixels that the autoencoder takes together."""
+    return max(1, _PIXELS_AT_ONCE // pixels)

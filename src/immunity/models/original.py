@@ -10,14 +10,17 @@ from torch import nn
 class Original:
     """Copies of some of a model's parameters, put back when the block ends: methods answer with a delta, not by change.
 
-    `swapped_in()` runs the model as it was, for the price of these tensors and not of a second model.
+    `swapped_in()` runs the model as it was, for the price of these tensors and not of a second model. Where nobody
+    asks for that (`at_hand`), they wait in the main memory, and not on the device.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters = dict(parameters)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, at_hand: bool) -> None:
+        self.parameters, self._at_hand = dict(parameters), at_hand
 
     def __enter__(self) -> "Original":
-        self.values = [value.detach().clone() for value in self.parameters.values()]
+        self.values = [
+            value.detach().to(value.device if self._at_hand else "cpu", copy=True) for value in self.parameters.values()
+        ]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -31,6 +34,7 @@ class Original:
 
         Storage is exchanged, nothing is copied; call it only while no autograd graph is pending.
         """
+        assert self._at_hand, "said when it was made"
         self._swap()
         try:
             with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from immunity.adaptations import Batch, denoising_loss
-from immunity.adaptations.batches import conditioning_of
+from immunity.adaptations.batches import numbered
 from immunity.concepts import Examples
 from immunity.models import DiffusionModel
 from immunity.poisons.base import Ascent
@@ -21,12 +21,13 @@ class Advdm(Ascent):
     """
 
     def loss(self, model: DiffusionModel, examples: Examples) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+        distinct, rows = numbered(examples.prompts)
         with torch.no_grad():
-            conditioning = conditioning_of(model, examples.prompts)
+            conditioning = model.encode_prompts(distinct)
 
         def of(images: Tensor, numbers: Tensor, generator: torch.Generator) -> Tensor:
             latents = model.encode_images(images, generator)
             prompts = tuple(examples.prompts[i] for i in numbers.tolist())
-            return denoising_loss(model, Batch(latents, prompts, conditioning[numbers]), generator)
+            return denoising_loss(model, Batch(latents, prompts, conditioning[rows[numbers]]), generator)
 
         return of
