@@ -66,8 +66,9 @@ def readme(records: Records, study: str) -> str:
         f"the parts of CLIP, DINO and LPIPS:\n\n{summary(records)}\n"
         "The last line is what a defence would score if the attack did nothing at all; what is above it was lost "
         "before the attack, or to it. *Clear of zero*: of so many concepts the interval of every similarity is. "
-        "*Others lose*: points of the classifier's accuracy on other concepts. *Void*: a flag says that the figure "
-        "means something else, here that the model draws other things no more either. Each concept, with its failures "
+        "*Others lose*: points of the classifier's accuracy on other concepts. *Harmless SGR*: the same gap for "
+        "something unrelated that the model is taught; it should be zero. *Void*: a flag says that the figure means "
+        "something else, here that the model draws other things no more either. Each concept, with its failures "
         "and flags, and the other studies: [docs/results.md](docs/results.md).\n"
     )
 

@@ -12,7 +12,12 @@ it in the same table: ascent without an attacker inside, with as many outer step
 of the same norm, layer by layer. A harmless subject, which the model never saw and which therefore takes a longer
 attack, is taught with and without the defence.
 
-What it gave is in docs/results.md, which `python studies/publish.py` makes of the records.
+What it showed (MSGR by CLIP's part; how often the classifier sees the concept at the end, without IMMA and with it;
+points of accuracy that others lose). Objects: 43%, where it would be 31% had nothing come back; 92 and 44%; 2 points.
+Four of the ten are not back when the attack ends, the others need 2 to 5 times the steps. Ascent without an attacker
+inside scores more, 52%, for 25 points: it ruins the model. A random change of the same size does nothing. Styles: next
+to nothing, 0.5% of two of them and 4% of openmoji, and they are as recognisable as without (40 and 42%, 92 and 92%).
+The harmless subject is learned with IMMA as it is without: its gap is −0.5% (−2.2 to 0.5%) beside objects.
 """
 
 import math

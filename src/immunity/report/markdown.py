@@ -129,7 +129,7 @@ def _concepts(compared: Sequence[Comparison]) -> str:
                 *(_estimate(of.summaries[m.name].sgr_mean) for m in similar),
                 _budget(of, metric, named=timed_by_all is None),
                 *map(points, lost),
-                _harmless(of, similar[0]),
+                _harmless([of], similar[0]),
                 _GRADES[grade(of, raised)],
                 ", ".join(f"`{flag.code}`" for flag in raised if flag.severity != "note"),
             ]
@@ -148,17 +148,22 @@ def _accuracies(of: Comparison, accuracy: MetricSpec) -> tuple[float, ...]:
 
 
 def _arms(arms: Sequence[list[Comparison]]) -> str:
-    metrics = [m for m in arms[0][0].metrics if m.shows_concept]
+    shown = [m for m in arms[0][0].metrics if m.shows_concept]
+    # A classifier that sees nothing at one look at the undefended model has no ratio there.
+    metrics = [m for m in shown if any(_msgr(compared, m.name) != UNDEFINED for compared in arms)]
     head = ["arm", "concepts", *(f"MSGR {m.title}" for m in metrics), "clear of zero", "others lose"]
+    harmless = [_harmless(compared, compared[0].judged_by[0]) for compared in arms]
+    head += ["harmless SGR"] if set(harmless) != {UNDEFINED} else []
     rows = []
-    for compared in arms:
+    for compared, hindered in zip(arms, harmless, strict=True):
         void = sum(map(_void, compared))
         row = [compared[0].arm.title, f"{len(compared)}, {void} void" if void else str(len(compared))]
         row += [_msgr(compared, m.name) for m in metrics]
         clear = sum(all(of.clear) for of in compared)
-        row += [f"{clear} of {len(compared)}", points(_mean([_losses(of)[1] for of in compared]))]
-        rows.append(row)
-    rows.append(["*had the attack brought nothing back*", "", *(_if_nothing(arms[0], m.name) for m in metrics), "", ""])
+        row += [f"{clear} of {len(compared)}", points(_mean([_losses(of)[1] for of in compared])), hindered]
+        rows.append(row[: len(head)])
+    nothing = ["*had the attack brought nothing back*", "", *(_if_nothing(arms[0], m.name) for m in metrics)]
+    rows.append([*nothing, *[""] * (len(head) - len(nothing))])
     return _table(head, rows)
 
 
@@ -194,8 +199,9 @@ def _losses(of: Comparison) -> tuple[float, float]:
     return loss_of_others(of.base, erased), loss_of_others(erased, of.defended)
 
 
-def _harmless(of: Comparison, metric: MetricSpec) -> str:
-    gaps = [each.summaries[metric.name].sgr_mean for each in of.benign if metric.name in each.summaries]
+def _harmless(compared: Sequence[Comparison], metric: MetricSpec) -> str:
+    taught = [each for of in compared for each in of.benign]
+    gaps = [each.summaries[metric.name].sgr_mean for each in taught if metric.name in each.summaries]
     return _estimate(Estimate.mean(gaps)) if gaps else UNDEFINED
 
 
