@@ -29,8 +29,8 @@ HEAD = """# Results
 
 Made from `{records}`; do not edit. What each study does, what it showed, and the command that repeats it are at the
 head of its file in `studies/`. All are of the embedded world, whose vendors, sets of emoji by one hand each, play the
-artists; more words are in `docs/guide.md`. The records are kept without pictures, which only a study has that you run yourself. To
-make of them this page, and the whole page of one study, with every curve and flag:
+artists; more words are in `docs/guide.md`. The records are kept without pictures, which only a study has that you run
+yourself. To make of them this page, and the whole page of one study, with every curve and flag:
 
 ```
 python studies/publish.py {folders}
