@@ -54,7 +54,8 @@ class Imma:
     """Cycles after which φ and its optimizer begin anew; 0 for never, as in the paper."""
     retention: RetentionKind = "none"
     """Ours, not the paper's: a price on losing other prompts, paid by θ without φ. "denoising" is the training loss on
-    pictures that the model made of them beforehand; "prediction" is the distance to what it predicted there."""
+    pictures that the model made of them beforehand; "prediction" is the distance to what it predicted there. Its
+    activations are kept, whatever the adaptation's `checkpointing`."""
     retention_weight: float = 1.0
     """Of that price, relative to the adaptation's loss."""
     retention_prompts: tuple[str, ...] = ()
