@@ -12,6 +12,8 @@ as expected 41%, 96 and 38%. More of the same overcomes it: ten times the steps 
 and 90%, ten times 12%, 97 and 81%; rank 64 24%, 96 and 96%. So do other words: a synonym 12%, 88 and 69%; no name 15%,
 75 and 44%; a rare token 20%, 75 and 50%. One real picture in place of twenty drawn ones is a stronger attack: 100 and
 85%. By an unseen vendor it fails on two of the three objects without a defence too, and lower rates do on all.
+These are means over looks that lie close together at first. At the last step 20% are left as expected, 22 to 27% by the
+unseen vendor and at rank 1, 8% or less of every other attack that works, and nothing after ten times the steps.
 """
 
 from dataclasses import replace

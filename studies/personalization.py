@@ -9,10 +9,11 @@ table of the paper that this has the shape of: IMMA on personalization, SGR by C
 hours of one core.
 
 What it showed (MSGR by CLIP's part, of what it would be had nothing been learned; how often the classifier sees the
-objects at the end, without IMMA and with it): against Textual Inversion, whose one way in is the prompt, IMMA takes
-18 of 48%, 33 and 5%, and costs other objects 16 points. Against DreamBooth and DreamBooth-LoRA, with the same hundred
-outer steps at the same rate, it takes 3 of 51% and 4 of 39%, 66 and 64%, 38 and 35%, and costs one point: hardly
-anything. What keeps an erased object from coming back (`relearning.py`) does not keep a new one from being learned.
+objects at the end, without IMMA and with it). Textual Inversion, whose one way in is the prompt: 18 of 48%; 33 and 5%;
+it learns 80% as much; other objects lose 16 points, and three of the ten are void for that. DreamBooth: 3 of 51%; 66
+and 64%; 1 point. DreamBooth-LoRA: 4 of 39%; 38 and 35%; 1 point. Against these two, with the same hundred outer steps
+at the same rate, that is hardly anything: they learn as much as without (101 and 104%). The harmless subject's gap is
+4.0, 0.5 and 1.8%. Half of the pictures that similarity compares with are the attacker's own four, in both arms.
 """
 
 from scale import ATTACKS, DTYPE, HARMLESS, IMMA, SAMPLER, WORLD, looks

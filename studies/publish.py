@@ -65,11 +65,14 @@ def readme(records: Records, study: str) -> str:
         "pictures of the concept the attacker's are than with the undefended model, averaged over the attack and the "
         "concepts (MSGR, the mean similarity gap ratio of the paper), and what that costs; the world's own judges play "
         f"the parts of CLIP, DINO and LPIPS:\n\n{summary(records)}\n"
-        "The last line is what a defence would score if the attack did nothing at all; what is above it was lost "
-        "before the attack, or to it. *Clear of zero*: of so many concepts the interval of every similarity is. "
-        "*Others lose*: points of the classifier's accuracy on other concepts. *Harmless SGR*: the same gap for "
-        "something unrelated that the model is taught; it should be zero. *Void*: a flag says that the figure means "
-        "something else, here that the model draws other things no more either. Each concept, with its failures "
+        "The last line is what a defence would score if the attack did nothing at all. *Before* and *at the end* are "
+        "the gap at the attack's start and at its last step; *gained* is how much similarity the attack adds, as a "
+        "share of what it adds without the defence: at 100% the model learns as fast, and is behind because it starts "
+        "from behind, like a model that was erased further. *Clear of zero*: of so many concepts the interval of every "
+        "similarity is. *Others lose*: points of the classifier's accuracy on other concepts. *Harmless SGR*: the same "
+        "gap for something unrelated that the model is taught, by a longer attack; it should be zero. *Void*: a flag "
+        "says that the figure means something else, here that the model draws other things no more either. Each "
+        "concept, with its failures "
         "and flags, and the other studies: [docs/results.md](docs/results.md).\n"
     )
 
@@ -162,7 +165,9 @@ def figures(studies: Mapping[str, Records]) -> list[str]:
     if len(studies) == 1:
         return [summary(records) for records in studies.values()]
     if _is_matrix(studies):
-        return [f"**MSGR by {metric.title}**\n\n{table}" for metric, table in matrices(studies).items()]
+        tables_of = [f"**MSGR by {metric.title}**\n\n{table}" for metric, table in matrices(studies).items()]
+        metric, last = next(iter(matrices(studies, at_the_end=True).items()))
+        return [*tables_of, f"**The same at the attack's last step, by {metric.title}**\n\n{last}"]
     return [f"**{records.plan.title}**\n\n{summary(records)}" for records in studies.values()]
 
 

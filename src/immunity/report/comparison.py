@@ -192,10 +192,14 @@ def loss_of_others(before: Sequence[Cell], after: Sequence[Cell]) -> float:
 
 
 def loss_rise(cell: Cell) -> float:
-    """Mean of the last tenth of the losses over the mean of the first; NaN if any loss is not finite."""
-    tenth = max(1, len(cell.losses) // 10)
-    start = sum(cell.losses[:tenth])
-    return sum(cell.losses[-tenth:]) / start if start and all(map(math.isfinite, cell.losses)) else math.nan
+    """Mean of the last tenth of the losses over the mean of the first, or of the halves where that is less: a tenth has
+    few noise levels, and their chance alone can look like a rise. NaN if any loss is not finite.
+    """
+    if not all(map(math.isfinite, cell.losses)):
+        return math.nan
+    lengths = (max(1, len(cell.losses) // part) for part in (10, 2))
+    pairs = [(sum(cell.losses[-length:]), sum(cell.losses[:length])) for length in lengths]
+    return min(end / start if start else math.nan for end, start in pairs)
 
 
 def _scores(cells: Sequence[Cell], metric: str) -> Array:

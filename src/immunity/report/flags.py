@@ -20,6 +20,8 @@ DESTRUCTION = 0.20
 OVERFITTED = 0.9
 DIVERGED = 1.5
 ENOUGH_SEEDS = 3
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t, 97.5%, by the number of seeds. From six on, all of one sign are beyond chance by themselves."""
 
 
 Check = Callable[[Comparison], Flag | None]
@@ -202,7 +204,7 @@ def control_overfits(of: Comparison) -> Flag | None:
 def few_seeds(of: Comparison) -> Flag | None:
     seeds = len(of.seeds)
     if seeds >= ENOUGH_SEEDS:
-        return None
+        return _seeds_alone(of)
     return Flag(
         code="few-seeds",
         severity="caution",
@@ -211,6 +213,44 @@ def few_seeds(of: Comparison) -> Flag | None:
         if seeds == 1
         else f"Only {seeds} seeds: the intervals hardly tell how much another run would differ.",
         numbers={"seeds": seeds},
+    )
+
+
+def _seeds_alone(of: Comparison) -> Flag | None:
+    """The bootstrap of a handful of seeds is too sure of itself where seeds differ more than pictures do."""
+    if len(of.seeds) not in STUDENT:
+        return None
+    unsure = {}
+    for name, found in of.summaries.items():
+        mean, deviation = float(found.seed_means.mean()), float(found.seed_means.std(ddof=1))
+        low = mean - STUDENT[len(of.seeds)] * deviation / math.sqrt(len(of.seeds))
+        if found.sgr_mean.interval().low > 0 >= low:
+            unsure[name] = low
+    if not unsure:
+        return None
+    return Flag(
+        code="few-seeds",
+        severity="caution",
+        about="sgr",
+        message=f"Seeds differ: by the {len(of.seeds)} of them alone (Student's t) the interval of the mean gap would "
+        f"begin at {of.percents(unsure)}. The intervals given are too narrow there.",
+        by_metric=unsure,
+    )
+
+
+def taught_references(of: Comparison) -> Flag | None:
+    cells = [*of.control, *of.defended]
+    taught = [set(c.run.examples.get("attack", ())) & set(c.run.examples.get("reference", ())) for c in cells]
+    most = max(range(len(cells)), key=lambda i: len(taught[i]))
+    if not taught[most]:
+        return None
+    return Flag(
+        code="taught-references",
+        severity="caution",
+        about="sgr",
+        message=f"Of the {len(cells[most].run.examples['reference'])} pictures that the attack's are compared with, "
+        f"{len(taught[most])} are what it learned from: similarity also tells how well it knows these by heart.",
+        numbers={"pictures": len(taught[most])},
     )
 
 
@@ -278,7 +318,7 @@ def coarse_looks(of: Comparison) -> Flag | None:
 
 
 FOR_ANY_ARM: tuple[Check, ...] = (
-    attack_failed, attack_diverged, unequal_conditions, shared_pictures, same_source,
+    attack_failed, attack_diverged, unequal_conditions, shared_pictures, same_source, taught_references,
     erasure_incomplete, erasure_damage, destruction,
     control_overfits, few_seeds, unfinished, seed_spread, budget_undefined, coarse_looks,
 )  # fmt: skip

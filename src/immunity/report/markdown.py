@@ -1,7 +1,7 @@
 """A study's figures as Markdown tables, for a model card or a page of results. Reads nothing but the records."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,8 +45,11 @@ def summary(records: Records, *, draws: int = 2000) -> str:
     return _arms(_compared(records, draws=draws))
 
 
-def matrices(studies: Mapping[str, Records], *, draws: int = 2000) -> Mapping[MetricSpec, str]:
-    """Who protects against what, by each similarity: a row for each defence, a column for each study, MSGR inside.
+def matrices(
+    studies: Mapping[str, Records], *, at_the_end: bool = False, draws: int = 2000
+) -> Mapping[MetricSpec, str]:
+    """Who protects against what, by each similarity: a row for each defence, a column for each study, MSGR inside; or
+    the same of the attacks' last steps alone.
 
     Studies of which nothing can be compared yet are left out.
     """
@@ -59,7 +62,11 @@ def matrices(studies: Mapping[str, Records], *, draws: int = 2000) -> Mapping[Me
     head = ["made against ↓, attacked by →", *columns]
 
     def cell(compared: list[Comparison] | None, metric: str) -> str:
-        return UNDEFINED if compared is None else _msgr(compared, metric) + ("†" if any(map(_void, compared)) else "")
+        if compared is None:
+            return UNDEFINED
+        found = [of.summaries[metric] for of in compared]
+        mean = statistics.msgr([each.sgr_final if at_the_end else each.sgr_mean for each in found])
+        return _estimate(mean) + ("†" if any(map(_void, compared)) else "")
 
     metrics = next((next(iter(arms.values()))[0].judged_by for arms in columns.values()), ())
     return {
@@ -153,18 +160,30 @@ def _arms(arms: Sequence[list[Comparison]]) -> str:
     metrics = [m for m in shown if any(_msgr(compared, m.name) != UNDEFINED for compared in arms)]
     head = ["arm", "concepts", *(f"MSGR {m.title}" for m in metrics), "clear of zero", "others lose"]
     harmless = [_harmless(compared, compared[0].judged_by[0]) for compared in arms]
+    first = arms[0][0].judged_by[0].name
+    at_start = [_mean_of(compared, lambda of: of.summaries[first].sgr_before) for compared in arms]
+    looked = set(at_start) != {UNDEFINED}
+    head[-2:-2] = ["before", "at the end", "gained"] if looked else ["at the end"]
     head += ["harmless SGR"] if set(harmless) != {UNDEFINED} else []
     rows = []
-    for compared, hindered in zip(arms, harmless, strict=True):
+    for compared, hindered, before in zip(arms, harmless, at_start, strict=True):
         void = sum(map(_void, compared))
         row = [compared[0].arm.title, f"{len(compared)}, {void} void" if void else str(len(compared))]
         row += [_msgr(compared, m.name) for m in metrics]
+        row += [before] if looked else []
+        row.append(_mean_of(compared, lambda of: of.summaries[first].sgr_final))
+        row += [_mean_of(compared, lambda of: of.summaries[first].gained)] if looked else []
         clear = sum(all(of.clear) for of in compared)
         row += [f"{clear} of {len(compared)}", points(_mean([_losses(of)[1] for of in compared])), hindered]
         rows.append(row[: len(head)])
     nothing = ["*had the attack brought nothing back*", "", *(_if_nothing(arms[0], m.name) for m in metrics)]
     rows.append([*nothing, *[""] * (len(head) - len(nothing))])
     return _table(head, rows)
+
+
+def _mean_of(compared: Sequence[Comparison], figure: Callable[[Comparison], Estimate | None]) -> str:
+    found = [each for each in map(figure, compared) if each is not None]
+    return _estimate(Estimate.mean(found)) if found else UNDEFINED
 
 
 def _void(of: Comparison) -> bool:
@@ -178,17 +197,23 @@ def _if_nothing(compared: Sequence[Comparison], metric: str) -> str:
 
 
 LEGEND = f"""\
-SGR: the share of the control's similarity that the defence takes away, mean over the attack, with the 95% interval of
-a bootstrap over seeds and pictures; MSGR: its mean over concepts. Had the attack brought nothing back: the MSGR of a
-model that stays as the control was before the attack; what exceeds it, the defence took before the attack, or the
-attack itself destroyed. Clear of zero: for so many concepts the interval of every similarity is above zero. Steps ×:
+SGR: the share of the control's similarity that the defence takes away, mean over the looks at the attack (not weighed
+by the steps between them), with the 95% interval of a bootstrap over seeds and pictures, which with three seeds is too
+narrow where these differ much (`few-seeds`); MSGR: its mean over concepts. Before, at the end: the same at the attack's
+start, which the mean does not count, and at its last step, by the first similarity. Gained: what the attack adds to
+that similarity from start to end, as a share of what it adds without the defence; at 100% the defended model learns as
+fast, and is behind because it starts from behind (`head-start`). Had the attack brought nothing back: the MSGR of a
+model that stays as the control was before the attack. Clear of zero: for so many concepts the interval of every
+similarity is above zero. Steps ×:
 attack steps to reach {statistics.RECOVERED:.0%} of the base model's score, or of what the undefended model learns
 where the base model never knew it, as a multiple of the undefended model's, by the first measure that can tell (>:
 the attack ended first; ≥: the undefended model was back by the first look). Others lose: points of accuracy on other
 concepts, of erasing against the base model and of the defence against the erased one. Harmless SGR: of subjects that
-the defence is not meant to hinder, whose gap should be zero. Verdicts: not back, within this attack, by any measure;
+the defence is not meant to hinder, whose gap should be zero; where they were taught by a stronger attack, it is smaller
+for that alone (`benign-unlike`). Verdicts: not back, within this attack, by any measure;
 slower, the gap is clear of zero by every similarity; partly, by some; not shown, by none; void (in a matrix †), a flag
-says that the figures mean something else, such as a model that draws nothing any more. Cautions and worse are listed
+says that the figures mean something else: an attack that fails without a defence too, a model that draws nothing any
+more, a concept that comes back faster. Cautions and worse are listed
 under flags; what each means is in `docs/flags.md`.
 """
 
@@ -219,8 +244,8 @@ def _estimate(found: Estimate) -> str:
 def _budget(of: Comparison, metric: MetricSpec | None, *, named: bool) -> str:
     if metric is None:
         return UNDEFINED
-    shown, _ = budget(of.summaries[metric.name])
-    return f"{shown} by {metric.title}" if named else shown
+    shown, ends = budget(of.summaries[metric.name])
+    return shown + (f" ({ends})" if ends else "") + (f" by {metric.title}" if named else "")
 
 
 def _msgr(compared: Sequence[Comparison], metric: str) -> str:

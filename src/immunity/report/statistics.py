@@ -44,7 +44,7 @@ class Estimate:
 
     @classmethod
     def mean(cls, estimates: "Sequence[Estimate]") -> "Estimate":
-        """The mean, replicate by replicate. Resampled with the same weights, the terms share their seeds."""
+        """The mean, replicate by replicate."""
         return cls(
             float(np.mean([each.value for each in estimates])), np.mean([each.replicates for each in estimates], axis=0)
         )
@@ -189,6 +189,12 @@ class Summary:
     """What `summarise` finds. SGRs are over the attack only: step 0, before it begins, does not count."""
 
     sgr_mean: Estimate
+    """Over the looks at the attack, each counting as much; `sgr_area` weighs them by their distance."""
+    sgr_before: Estimate | None
+    """Before the attack, if it was looked at then: what the defence alone has taken away."""
+    gained: Estimate | None
+    """What the attack adds to the defended model's score from its start to its end, as a share of what it adds to the
+    control's: 1 where it learns as fast, from wherever it begins."""
     sgr_peak: Estimate
     """At `peak_step` in every replicate: the largest of each would be above zero where there is no effect at all."""
     peak_step: float
@@ -220,6 +226,11 @@ class Summary:
         return 0 < steps <= self.first_look
 
     @property
+    def times_known(self) -> bool:
+        """Whether the multiplier is defined, in (nearly) all replicates: else it hangs on a few pictures."""
+        return self.multiplier is not None and not math.isnan(self.multiplier.interval().low)
+
+    @property
     def timed(self) -> bool:
         """Whether the control comes back by this metric, and was not there from the start."""
         return 0 < self.control_steps < math.inf
@@ -236,7 +247,8 @@ def summarise(pair: Paired, *, draws: int = 2000, generator: np.random.Generator
     weights = resample(pair.control.shape[0], pair.control.shape[2], draws=draws, generator=generator)
     control, defended = mean_curves(pair.control, weights), mean_curves(pair.defended, weights)
     attack = pair.steps > 0
-    ratios = sgr(pair.control, pair.defended, weights)[:, attack]
+    gaps = sgr(pair.control, pair.defended, weights)
+    ratios = gaps[:, attack]
     peak = int(ratios[0].argmax())
     base = recovery = multiplier = level = None
     goal = control_steps = defended_steps = beyond = float("nan")
@@ -261,6 +273,8 @@ def summarise(pair: Paired, *, draws: int = 2000, generator: np.random.Generator
     nothing_learned = sgr(pair.control, untouched, weights)[:, attack].mean(-1)
     return Summary(
         sgr_mean=Estimate.of(ratios.mean(-1)),
+        sgr_before=None if attack[0] else Estimate.of(gaps[:, 0]),
+        gained=None if attack[0] else Estimate.of(share(_rise(defended), _rise(control))),
         sgr_peak=Estimate.of(ratios[:, peak]),
         peak_step=float(pair.steps[attack][peak]),
         sgr_final=Estimate.of(ratios[:, -1]),
@@ -278,6 +292,11 @@ def summarise(pair: Paired, *, draws: int = 2000, generator: np.random.Generator
         defended_steps=defended_steps,
         beyond=beyond,
     )
+
+
+def _rise(curve: Array) -> Array:
+    rise: Array = curve[:, -1] - curve[:, 0]
+    return rise
 
 
 def msgr(concepts: Sequence[Estimate]) -> Estimate:

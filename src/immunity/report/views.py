@@ -72,8 +72,8 @@ class ArmView:
 class BenignView:
     subject: str
     chart: Chart
-    gaps: tuple[tuple[MetricSpec, Estimate, Estimate], ...]
-    """For each metric the SGR of this subject, and the relative SGR of the concept."""
+    gaps: tuple[tuple[MetricSpec, Estimate, Estimate | None], ...]
+    """For each metric the SGR of this subject, and the relative SGR of the concept, if both had the same attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,9 @@ def _benign(main: Comparison, benign: Comparison, control: Arm) -> BenignView:
             (
                 m,
                 benign.summaries[m.name].sgr_mean,
-                statistics.relative_sgr(main.summaries[m.name].sgr_mean, [benign.summaries[m.name].sgr_mean]),
+                statistics.relative_sgr(main.summaries[m.name].sgr_mean, [benign.summaries[m.name].sgr_mean])
+                if benign.control[0].run.attack == main.control[0].run.attack
+                else None,
             )
             for m in main.metrics
             if m.name in benign.summaries

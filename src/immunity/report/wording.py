@@ -31,8 +31,8 @@ def steps_needed(found: Summary, steps: float) -> str:
 
 def budget(found: Summary) -> tuple[str, str]:
     """The multiplier and its interval; '>' where the attack ended first, '≥' where the control was back by the first
-    look, a dash where nothing is known."""
-    if found.multiplier is None or math.isnan(found.multiplier.value):
+    look, a dash where nothing is known or all hangs on a few pictures."""
+    if found.multiplier is None or not found.times_known:
         return (UNDEFINED if math.isnan(found.at_least) else f"≥{found.at_least:.1f}×"), ""
 
     def times(value: float) -> str:

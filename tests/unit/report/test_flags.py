@@ -81,6 +81,8 @@ RAISED = {
     "attack-diverged": {"change": on("imma", losses=(0.1,) * 50 + (0.4,) * 50)},
     "unequal-conditions": {"change": rerun("imma", base_hash="cd" * 32)},
     "shared-pictures": {"change": rerun("imma", examples={"attack": ("a0", "x"), "defence": ("x",)})},
+    "taught-references": {"change": rerun("imma", examples={"attack": ("a0", "x"), "reference": ("x", "y")})},
+    "head-start": {"slowness": synthetic.SLOWNESS | {"imma": 30.0}, "change": rescored("imma", lambda i, v: v * 0.7)},
     "same-source": {"change": rerun("imma", sources={"attack": "one folder", "defence": "one folder"})},
     "erasure-incomplete": {"change": rescored("erased", lambda i, v: 0.6)},
     "erasure-damage": {"change": others_at("erased", 0.9)},
@@ -97,8 +99,38 @@ RAISED = {
     "overcome": {"slowness": synthetic.SLOWNESS},
     "benign-missing": {"plan": synthetic.plan(benign=())},
     "benign-harmed": {"change": rescored("imma", lambda i, v: v * 0.7, subject="teapot")},
+    "benign-unlike": {
+        "change": lambda cell: rerun(cell.arm, attack={"lr": 1})(cell) if cell.subject == "teapot" else cell
+    },
     "benign-untaught": {"change": rescored("control", lambda i, v: 0.1, subject="teapot")},
 }
+
+
+def test_who_is_behind_from_the_start_and_learns_little_is_not_accused_of_it(tmp_path):
+    slow = {"slowness": STRONG, "change": rescored("imma", lambda i, v: v * 0.7)}
+    assert "head-start" not in found(tmp_path, **slow)
+
+
+def test_seeds_that_differ_make_the_bootstrap_too_sure(tmp_path):
+    def change(cell):
+        return rescored("imma", lambda i, v: v * (1, 0.9, 0.4)[cell.seed])(cell)
+
+    sure = {"slowness": synthetic.SLOWNESS | {"imma": 35.0}, "noise": 0.001}
+    assert "few-seeds" not in found(tmp_path / "alike", **sure)
+    flag = found(tmp_path / "differ", change=change, **sure)["few-seeds"]
+    assert "by the 3 of them alone (Student's t)" in flag.message
+
+
+def test_what_one_measure_alone_says_is_no_proof_of_harm(tmp_path):
+    worse = rescored("imma", lambda i, v: v + 0.3)
+    assert found(tmp_path / "all", change=worse)["backfired"].severity == "invalid"
+    far_worse = by_metric(rescored("imma", lambda i, v: v + 0.8), "clip")
+    assert found(tmp_path / "one", slowness=STRONG, change=far_worse)["backfired"].severity == "caution"
+
+
+def test_a_rise_by_the_chance_of_a_few_steps_is_no_divergence(tmp_path):
+    chance = (0.1,) * 10 + (0.3,) * 40 + (0.25,) * 40 + (0.3,) * 10
+    assert "attack-diverged" not in found(tmp_path, slowness=STRONG, change=on("imma", losses=chance))
 
 
 @pytest.mark.parametrize("code", RAISED)

@@ -56,8 +56,8 @@ def test_budgets_name_their_metric_once_or_in_each_row(tmp_path):
     changed = dataclasses.replace(made, finished=tuple(map(saturated, made.finished)))
     text = tables(changed, draws=50)
     assert column not in text
-    assert rows(text)["church"][7].endswith("× by DINO similarity")
-    assert rows(text)["castle"][7].endswith("× by CLIP similarity")
+    assert rows(text)["church"][7].endswith("×) by DINO similarity")
+    assert rows(text)["castle"][7].endswith("×) by CLIP similarity")
 
 
 def test_a_study_says_where_it_is_from_and_in_which_numbers_it_was_made(tmp_path):

@@ -167,7 +167,7 @@ def test_a_study_without_a_finished_defence_cannot(records):
 def test_several_concepts_have_an_overview(tmp_path):
     records = synthetic.study(tmp_path, synthetic.plan(concepts=("church", "castle"), seeds=(0, 1, 2)))
     text = Page(render(records, draws=50)).text
-    assert "Relearning is clearly slower for 2 of 2 concepts" in text
+    assert "After the same attack there is clearly less of 2 of 2 concepts" in text
     assert "Mean (MSGR)" in text
 
 
