@@ -12,8 +12,8 @@ outer steps a cycle 53%, 51; three times the outer rate 56%, 63; the whole denoi
 Beginning φ anew every 20 cycles is the best bargain of these: 59% for 9. Cross-attention alone, or only its keys and
 values, give 36% and 34% and cost nothing on average (the first costs one object of the three 8 points). Three inner
 steps a cycle halve it (20%): fewer outer steps fit in the same 200. Retention changes little here (42%, 1), as there is
-little to retain. All of these gaps are there before the attack (20 to 54%), and wherever other objects are left in peace
-the attack adds more than without a defence (114 to 156%): what is varied here is how far the defence erases.
+little to retain. All of these gaps are there before the attack (20 to 54%), and wherever other objects are left in
+peace the attack adds more than without a defence (114 to 156%): what is varied here is how far the defence erases.
 """
 
 from dataclasses import replace

@@ -13,9 +13,9 @@ little. IMMA against LoRA, DoRA or full fine-tuning protects against these three
 others; against DreamBooth hardly against itself (4%), against pivotal tuning not at all (−1%). The mixture is the
 best for what it costs (2 points of other objects' accuracy): 17 to 20% against the three, 12% DreamBooth-LoRA, 2 to 8%
 the rest. IMMA against Textual Inversion protects against itself (86%), Custom Diffusion (95%) and all others (14 to
-52%), for 15 points. It alone leaves something at the last step (2% of DreamBooth, 11 to 37% of four, 89 and 91% of the
-two that train a new word alone), and these two are all that is kept from learning: everywhere else the attack adds as
-much as without a defence or more (97 to 162%), and the gap is what the defence took before it.
+52%), for 15 points. It alone leaves something at the last step: 89 and 91% of Textual Inversion and Custom Diffusion,
+2% of DreamBooth, 11 to 37% of the rest. Those two are all that is kept from learning. Everywhere else the attack adds
+as much as without a defence or more (97 to 162%), and the gap is what the defence took before it.
 """
 
 from dataclasses import replace
