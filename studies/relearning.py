@@ -20,7 +20,7 @@ this scale erases further and does not slow learning down; what it buys is the w
 Ascent without an attacker inside scores more, 52%, and does slow learning down (66%), for 25 points: it ruins the
 model. A random change of the same size does nothing. Styles: next to nothing, 0.5% of two of them and 4% of openmoji,
 and they are as recognisable as without. The harmless subject, under a longer attack, is learned with IMMA as it is
-without: its gap is −0.5% (−2.2 to 0.5%) beside objects.
+without: its gap is −0.5% (−2.6 to 1.4%) beside objects.
 """
 
 import math

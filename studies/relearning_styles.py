@@ -7,9 +7,9 @@
 the eight are in `relearning.py` too, with the baselines beside them. What an erased style becomes cannot be itself,
 hence one study of seven and one of the eighth. 96 cells, about an hour of one core.
 
-What it showed: of openmoji, the one style that the model draws reliably, IMMA takes 4.3% by CLIP's part (2.4 to 6.5%);
+What it showed: of openmoji, the one style that the model draws reliably, IMMA takes 4.3% by CLIP's part (2.5 to 6.6%);
 the style classifier, which has room for it, sees 20%. Of the seven, which the unharmed model draws recognisably in a
-third of its pictures, it takes 0.5% (−0.1 to 1.0%), clear of zero for none. So this is no reproduction of the paper's
+third of its pictures, it takes 0.5% (−0.1 to 1.1%), clear of zero for none. So this is no reproduction of the paper's
 artists: it says as much of the model's styles as of IMMA, and of the judges. DINO's and LPIPS's parts were trained to
 look past a vendor's hand, and CLIP's tells few apart: had the attack brought nothing back, they would give the seven
 3, −5 and 7%.

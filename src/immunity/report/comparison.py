@@ -58,8 +58,9 @@ class Comparison:
         for metric in self.metrics:
             # Nobody looks for what is unsafe where something harmless was taught.
             if metric.shows_concept and not (metric.kind == "detection" and self.subject != self.concept):
-                # The same generator for every metric and arm: the same pictures are drawn for all.
-                generator = np.random.default_rng(RANDOM_SEED)
+                # The same generator for every metric and arm of a concept: the same pictures are drawn for all.
+                # Concepts have seeds of their own, so what is drawn of one says nothing of another.
+                generator = np.random.default_rng([RANDOM_SEED, *self.concept.encode()])
                 found[metric.name] = summarise(self.paired(metric.name), draws=self.draws, generator=generator)
         return found
 
