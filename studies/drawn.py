@@ -63,6 +63,23 @@ def strip(records: Records, target: Path, *, arms: Sequence[Arm] | None = None) 
     return mosaic(rows, plan.concepts, target)
 
 
+def along(records: Records, target: Path, *, concepts: int = 3) -> bool:
+    """The first concepts, a row for each model that is attacked: what it draws before, during and after the attack."""
+    plan = records.plan
+    control, *others = plan.with_role("control", "defended", "baseline")
+    titles = {control.name: "undefended"} | {arm.name: arm.title for arm in others}
+    cells = {key: cell for key, cell in records.cells.items() if key.seed == plan.seeds[0]}
+    steps: Sequence[int] = ()
+    rows: list[Row] = []
+    for concept in plan.concepts[:concepts]:
+        for arm, title in titles.items():
+            if (cell := cells.get(CellKey(concept, plan.seeds[0], arm, concept))) is None:
+                return False
+            steps = cell.steps
+            rows.append((f"{concept}, {title}", [_picture(records, concept, arm, i) for i in range(len(steps))]))
+    return mosaic(rows, [f"{step} steps" for step in steps], target)
+
+
 def across(studies: Mapping[str, Records], target: Path) -> bool:
     """Attacks side by side, of their first concept: without a defence, and with each of them."""
     titles = {arm.name: arm.title for each in studies.values() for arm in each.plan.with_role("defended")}
@@ -191,6 +208,11 @@ def _gaps(panel, place: int, found: Sequence[Comparison], *, labelled: bool) -> 
             linewidth=1.2,
             label=metric.title if labelled else None,
         )
+    if found:
+        metric = found[0].judged_by[0]
+        last = msgr([of.summaries[metric.name].sgr_final for of in found]).value
+        name = f"{metric.title}, at the last step" if labelled else None
+        panel.plot([place - 0.36], [100 * last], "D", color=COLOURS[0], markersize=4, mfc="white", label=name)
 
 
 def _budgets(panel, place: int, found: Sequence[Comparison], *, labelled: bool) -> None:
@@ -201,7 +223,8 @@ def _budgets(panel, place: int, found: Sequence[Comparison], *, labelled: bool) 
         if metric is None:
             continue
         summary = of.summaries[metric.name]
-        value = float("nan") if summary.multiplier is None else summary.multiplier.value
+        known = summary.multiplier is not None and summary.times_known
+        value = summary.multiplier.value if known else float("nan")
         if value == float("inf"):
             arrows.append(summary.beyond)
         elif value == value:

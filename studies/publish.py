@@ -18,7 +18,7 @@ from pathlib import Path
 
 import attacker
 import learning
-from drawn import across, choices, curves, strip
+from drawn import across, along, choices, curves, strip
 
 from immunity.records import RecordFolder, Records
 from immunity.report.markdown import LEGEND, matrices, setting, summary, tables
@@ -45,7 +45,10 @@ real pictures of the object. An attack that does not learn is no evidence.
 
 {table}
 """
-NOBODY_CHOSE = "*The same prompt and seed from each model, after the attack's last step: always the first picture.*"
+NOBODY_CHOSE = (
+    "*The same prompt and seed from each model, after the attack's last step where nothing else is said: always the "
+    "first picture.*"
+)
 BLOCK = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -157,6 +160,9 @@ def pictures(name: str, studies: Mapping[str, Records]) -> list[str]:
     for study, records in studies.items():
         kind, alt = "" if len(studies) == 1 else f"-{study}", f"each concept, from every model: {records.plan.title}"
         shown += linked(kind, alt, functools.partial(strip, records))
+        if records.plan.with_role("baseline"):
+            alt = f"along the attack, each model: {records.plan.title}"
+            shown += linked(f"{kind}-along", alt, functools.partial(along, records))
     drawn = linked("-curves", "scores along the attack", lambda file: curves(studies, file))
     return [*shown, *([f"{NOBODY_CHOSE}\n"] if shown else []), *drawn]
 
