@@ -8,7 +8,7 @@ from typing import NamedTuple
 from immunity.adaptations.base import described
 from immunity.concepts import Examples
 from immunity.deltas import Delta
-from immunity.erasers import AnyEraser
+from immunity.erasers import AnyEraser, Esd, Uce
 from immunity.evaluation.laboratory import Laboratory
 from immunity.evaluation.store import Recipe
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
@@ -66,12 +66,14 @@ def _immunized(laboratory: Laboratory, key: CellKey, arm: str, examples: Example
     def make(work: Path) -> Delta:
         journal = laboratory.journal(work, f"{key.concept} {key.seed}: {arm}")
         seed = laboratory.seed(key, "immunize")
+        if isinstance(method, Esd | Uce):
+            return method(laboratory.model, [laboratory.panel.concept(key.concept)], seed=seed, journal=journal)
         return method(laboratory.model, examples, laboratory.study.foreseen(arm), seed=seed, journal=journal)
 
     return laboratory.store.delta(arm, recipe, make)
 
 
-def _immunizer(laboratory: Laboratory, arm: str) -> AnyImmunizer:
+def _immunizer(laboratory: Laboratory, arm: str) -> AnyImmunizer | AnyEraser:
     method = laboratory.study.method(arm)
     assert not isinstance(method, Poisoned), "it changes pictures, and no model"
     return method

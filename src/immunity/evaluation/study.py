@@ -66,8 +66,9 @@ class Study:
     defences: "Mapping[str, AnyImmunizer | Poisoned]"
     """By the name of the arm: what changes the model, or the attacker's pictures. The first is the one that the report
     is about."""
-    baselines: Mapping[str, AnyImmunizer | Poisoned] = field(default_factory=dict)
-    """Changes that are not expected to help. A `RandomPerturbation` may be `like` a defence, by the name of its arm."""
+    baselines: Mapping[str, AnyImmunizer | Poisoned | AnyEraser] = field(default_factory=dict)
+    """Changes that are not expected to help. A `RandomPerturbation` may be `like` a defence, by the name of its arm; an
+    eraser erases once more, to see whether a defence is more than that."""
     against: Mapping[str, Foreseen] = field(default_factory=dict)
     """What a defence or a baseline expects, by the name of its arm, where that is not the attack itself."""
     benign: tuple[str, ...] = ()
@@ -118,7 +119,8 @@ class Study:
                 remedy='defences={"imma": Imma()}',
             )
         for name, method in {**self.defences, **self.baselines}.items():
-            if not isinstance(method, (*get_args(AnyImmunizer), Poisoned)):
+            erasers = get_args(AnyEraser) if name in self.baselines else ()
+            if not isinstance(method, (*get_args(AnyImmunizer), *erasers, Poisoned)):
                 raise ImmunityError(
                     expected=f"a method that changes the model, or pictures, as {name}",
                     got=repr(method),
@@ -146,7 +148,7 @@ class Study:
                 remedy='baselines={"noise": RandomPerturbation(like="imma")}',
             )
 
-    def method(self, arm: str) -> AnyImmunizer | Poisoned:
+    def method(self, arm: str) -> AnyImmunizer | Poisoned | AnyEraser:
         """What a defence's or a baseline's arm has that the control has not."""
         return self.defences[arm] if arm in self.defences else self.baselines[arm]
 
@@ -173,8 +175,9 @@ class Study:
         for name, method in self.defences.items():
             label = _said(method) if isinstance(method, Poisoned) else f"Immunized ({_spoken(method)})"
             arms.append(self._arm(name, "defended", label))
-        for name, method in self.baselines.items():
-            label = _said(method) if isinstance(method, Poisoned) else _spoken(method)
+        for name, baseline in self.baselines.items():
+            label = _said(baseline) if isinstance(baseline, Poisoned) else _spoken(baseline)
+            label = f"Erased again ({label})" if isinstance(baseline, get_args(AnyEraser)) else label
             arms.append(self._arm(name, "baseline", label))
         return Plan(
             title=self.title,

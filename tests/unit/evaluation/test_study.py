@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from immunity import Concept, Delta, Examples, FolderBench, ImmunityError, Subject, Uce, load
+from immunity import Concept, Delta, Esd, Examples, FolderBench, ImmunityError, Subject, Uce, load
 from immunity.adaptations import Lora, Mixture, TextualInversion
 from immunity.evaluation import conduct
 from immunity.evaluation.store import Store
@@ -291,6 +291,18 @@ def test_a_poison_that_diverges_is_tried_once(toy, tmp_path, monkeypatch):
         tiny_study.short(toy, defences=defences).run(tmp_path, progress=False)
     assert len(tried) == 1
     assert not any((tmp_path / "work").iterdir())
+
+
+def test_an_eraser_can_be_the_baseline_that_erases_once_more(toy, tmp_path):
+    again = Esd(steps=2, lr=1e-2, sampler_steps=2)
+    records = tiny_study.short(toy, eraser=Uce(), baselines={"again": again}).run(tmp_path, progress=False)
+    assert records.plan.arm("again").title == "Erased again (ESD)"
+    cells = {arm: records.cells[CellKey("church", 0, arm, "church")] for arm in ("control", "again")}
+    assert cells["again"].run.deltas["erase"] == cells["control"].run.deltas["erase"]
+    assert "immunize" in cells["again"].run.deltas
+    assert cells["again"].points[0].scores != cells["control"].points[0].scores
+    with pytest.raises(ImmunityError, match="as again; got Esd"):
+        tiny_study.short(toy, defences={"again": again})
 
 
 def test_pictures_alone_can_be_what_is_defended(toy, tmp_path):
