@@ -52,7 +52,7 @@ def baseline_as_good(of: Comparison) -> Flag | None:
         if baseline.seeds == of.seeds and _changes(baseline) == _changes(of):
             for name, found in of.summaries.items():
                 lead = (found.sgr_mean - baseline.summaries[name].sgr_mean).interval()
-                if not lead.low > 0:
+                if lead.low <= 0:  # and known: a classifier that sees nothing at some look has no ratio
                     rivals.setdefault(baseline.arm.title, []).append(name)
                     leads[name] = min(lead.value, leads.get(name, math.inf))
     if not rivals:

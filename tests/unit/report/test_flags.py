@@ -293,6 +293,13 @@ def poisoned(tmp_path, **config):
     return {flag.code: flag for flag in flags.check(compare(records, "church", "imma", draws=200))}
 
 
+def test_a_measure_without_a_gap_makes_no_baseline_as_good(tmp_path):
+    def blind(cell):
+        return by_metric(rescored(cell.arm, lambda i, v: 0.0 if i < 3 else v), "accuracy")(cell)
+
+    assert "baseline-as-good" not in found(tmp_path, slowness=STRONG, change=blind)
+
+
 def test_pictures_are_compared_with_pictures(tmp_path):
     assert "baseline-as-good" not in poisoned(tmp_path), "ascent, which is stronger, changes the model"
 
