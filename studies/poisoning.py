@@ -15,7 +15,8 @@ without it (121%). Poison changes no model and does nothing before; the attack l
 AdvDM, 7% by ASPL), and at its end the gap is 39%, 6 and 3% seen. But whoever poisons must reach the pictures: of half
 of them poisoned it learns 61%, and 62% are seen. JPEG at quality 75 helps the attacker a little (21%, 21% seen). Noise
 of the same size does nothing. Poison costs other objects nothing, as it protects none but these pictures; IMMA's price
-is 6 points here.
+is 6 points here. Look at the pictures, though: the attacker of poisoned ones draws the objects, under stains. Judges
+that learned from clean pictures make more of that than an eye does.
 """
 
 from scale import DTYPE, ERASE_AN_OBJECT, IMMA, LORA, SAMPLER
