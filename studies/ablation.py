@@ -13,7 +13,7 @@ Beginning φ anew every 20 cycles is the best bargain of these: 59% for 9. Cross
 values, give 36% and 34% and cost nothing on average (the first costs one object of the three 8 points). Three inner
 steps a cycle halve it (20%): fewer outer steps fit in the same 200. Retention changes little here (42%, 1), as there is
 little to retain. All of these gaps are there before the attack (20 to 54%), and wherever other objects are left in
-peace the attack adds more than without a defence (114 to 156%): what is varied here is how far the defence erases.
+peace the attack adds more than without a defence (114 to 156%): from further behind, see `erased_again.py`.
 """
 
 from dataclasses import replace

@@ -70,13 +70,13 @@ def readme(records: Records, study: str) -> str:
         f"the parts of CLIP, DINO and LPIPS:\n\n{summary(records)}\n"
         "The last line is what a defence would score if the attack did nothing at all. *Before* and *at the end* are "
         "the gap at the attack's start and at its last step; *gained* is how much similarity the attack adds, as a "
-        "share of what it adds without the defence: at 100% the model learns as fast, and is behind because it starts "
-        "from behind, like a model that was erased further. *Clear of zero*: of so many concepts the interval of every "
-        "similarity is. *Others lose*: points of the classifier's accuracy on other concepts. *Harmless SGR*: the same "
-        "gap for something unrelated that the model is taught, by a longer attack; it should be zero. *Void*: a flag "
-        "says that the figure means something else, here that the model draws other things no more either. Each "
-        "concept, with its failures "
-        "and flags, and the other studies: [docs/results.md](docs/results.md).\n"
+        "share of what it adds without the defence: at 100% the model learns as much, from further behind "
+        "(`studies/erased_again.py` compares that with a second erasure). *Clear of zero*: of so many concepts the "
+        "interval of every similarity is. *Others lose*: points of the classifier's accuracy on other concepts. "
+        "*Harmless SGR*: the same gap for something unrelated that the model is taught, by a longer attack; it should "
+        "be zero. *Void*: a flag says that the figure means something else, here that the model draws other things no "
+        "more either. Each concept, with its failures and flags, and the other studies: "
+        "[docs/results.md](docs/results.md).\n"
     )
 
 

@@ -100,8 +100,8 @@ def head_start(of: Comparison) -> Flag | None:
         severity="caution",
         about="sgr",
         message=f"The defended model is behind by {of.percents(before)} before the attack begins. During the attack it "
-        f"gains {of.percents(gained)} of what the undefended one gains: at 100% the gap is a matter of where it "
-        "started, as after a stronger erasure, and not of slower learning.",
+        f"gains {of.percents(gained)} of what the undefended one gains. Part of the gap, or all of it, may be what a "
+        "stronger erasure would have done as well.",
         by_metric=before,
     )
 

@@ -194,7 +194,7 @@ class Summary:
     """Before the attack, if it was looked at then: what the defence alone has taken away."""
     gained: Estimate | None
     """What the attack adds to the defended model's score from its start to its end, as a share of what it adds to the
-    control's: 1 where it learns as fast, from wherever it begins."""
+    control's: 1 where it learns as much, from wherever it begins."""
     sgr_peak: Estimate
     """At `peak_step` in every replicate: the largest of each would be above zero where there is no effect at all."""
     peak_step: float
