@@ -16,7 +16,8 @@ What it showed (by CLIP's part). Objects: the attacker's pictures are 43% less l
 attack (MSGR), and the classifier sees 44% of them at its end in place of 92%; others lose 2 points. Three of the ten
 (church, bicycle, hamburger) are not back when the attack ends. But the gap is largest, 48%, before the attack begins,
 and 17% at its end: what the attack adds to the immunized model is 127% of what it adds to the undefended one. IMMA at
-this scale makes the attacker start from further behind; how that compares with erasing twice is in `erased_again.py`.
+this scale makes the attacker start from further behind; half of the gap is what erasing twice does as well, and the
+other half is not (`erased_again.py`).
 Ascent without an attacker inside scores more, 52%, and does slow learning down (66%), for 25 points: it ruins the
 model. A random change of the same size does nothing. Styles: next to nothing, 0.5% of two of them and 4% of openmoji,
 and they are as recognisable as without. The harmless subject, under a longer attack, is learned with IMMA as it is
