@@ -68,12 +68,11 @@ def along(records: Records, target: Path, *, concepts: int = 3) -> bool:
     plan = records.plan
     control, *others = plan.with_role("control", "defended", "baseline")
     titles = {control.name: "undefended"} | {arm.name: arm.title for arm in others}
-    cells = {key: cell for key, cell in records.cells.items() if key.seed == plan.seeds[0]}
     steps: Sequence[int] = ()
     rows: list[Row] = []
     for concept in plan.concepts[:concepts]:
         for arm, title in titles.items():
-            if (cell := cells.get(CellKey(concept, plan.seeds[0], arm, concept))) is None:
+            if (cell := records.cells.get(CellKey(concept, plan.seeds[0], arm, concept))) is None:
                 return False
             steps = cell.steps
             rows.append((f"{concept}, {title}", [_picture(records, concept, arm, i) for i in range(len(steps))]))
@@ -223,8 +222,7 @@ def _budgets(panel, place: int, found: Sequence[Comparison], *, labelled: bool) 
         if metric is None:
             continue
         summary = of.summaries[metric.name]
-        known = summary.multiplier is not None and summary.times_known
-        value = summary.multiplier.value if known else float("nan")
+        value = float("nan") if summary.times is None else summary.times.value
         if value == float("inf"):
             arrows.append(summary.beyond)
         elif value == value:

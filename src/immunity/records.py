@@ -80,11 +80,6 @@ class Arm:
     def title(self) -> str:
         return self.label or self.name
 
-    @property
-    def jpeg(self) -> object:
-        """Quality at which the attacker saves the pictures; None where they are left as they are."""
-        return self.config.get("jpeg")
-
 
 class CellKey(NamedTuple):
     concept: str

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from immunity.adaptations import AnyAdaptation, Attached
@@ -13,10 +14,12 @@ from immunity.cli.mixture import Mixture
 from immunity.cli.options import ModelOptions, OutputOptions, RunOptions, TrainedModelOptions
 from immunity.cli.partial import partial
 from immunity.cli.subjects import ConceptOptions, PictureOptions, SampleOptions
+from immunity.concepts import Examples
 from immunity.deltas import Provenance
 from immunity.erasers import AnyEraser
 from immunity.filenames import LOSSES_FILE, POISON_FILE
 from immunity.immunizers import AnyImmunizer
+from immunity.models import DiffusionModel
 from immunity.optimize import Journal
 from immunity.pictures import write_imagefolder
 from immunity.poisons import AnyPoison
@@ -101,9 +104,7 @@ def adapt(
         "dtype": model.dtype,
     }
     with together(model.device), partial(output, identity) as folder:
-        base = model.load_base()
-        examples = pictures.read(base.model, model, seed=run.seed, verb="adapt", folder=folder)
-        loaded = base.with_deltas()
+        loaded, examples = _opened(model, pictures, seed=run.seed, verb="adapt", folder=folder)
         model.split(loaded)
 
         def draw(step: int, _phi: Attached) -> None:
@@ -157,9 +158,7 @@ def immunize(
         "dtype": model.dtype,
     }
     with together(model.device), partial(output, identity) as folder:
-        base = model.load_base()
-        examples = pictures.read(base.model, model, seed=run.seed, verb="immunize", folder=folder)
-        loaded = base.with_deltas()
+        loaded, examples = _opened(model, pictures, seed=run.seed, verb="immunize", folder=folder)
         model.split(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
         method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
@@ -186,9 +185,7 @@ def poison(
     output.check_folder(POISON_FILE, inputs=(*model.inputs, *pictures.inputs))
     pictures.check(model)
     with partial(output, {"poison": method.described(), "seed": run.seed, "dtype": model.dtype}) as folder:
-        base = model.load_base()
-        examples = pictures.read(base.model, model, seed=run.seed, verb="poison", folder=folder)
-        loaded = base.with_deltas()
+        loaded, examples = _opened(model, pictures, seed=run.seed, verb="poison", folder=folder)
         journal = Journal(folder=folder, every=run.save_every, label="poison")
         made = method(loaded, examples, seed=run.seed, journal=journal)
         config = method.described() | {"inputs": {"examples": examples.digest()}}
@@ -198,6 +195,15 @@ def poison(
             write_imagefolder(temporary, made.images, made.prompts, made.sources)
             (temporary / POISON_FILE).write_text(provenance.to_json(), encoding="utf-8")
         _tell(output)
+
+
+def _opened(
+    model: ModelOptions, pictures: PictureOptions, *, seed: int, verb: str, folder: Path
+) -> tuple[DiffusionModel, Examples]:
+    """The model with its deltas, and the pictures, which the model without them draws if any are to be drawn."""
+    base = model.load_base()
+    examples = pictures.read(base.model, model, seed=seed, verb=verb, folder=folder)
+    return base.with_deltas(), examples
 
 
 def _tell(output: OutputOptions) -> None:

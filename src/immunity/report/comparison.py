@@ -48,6 +48,11 @@ class Comparison:
         return tuple(cell.seed for cell in self.control)
 
     @property
+    def jpeg(self) -> object:
+        """Quality at which the attacker of this arm saves the pictures; None where they are left as they are."""
+        return self.arm.config.get("jpeg")
+
+    @property
     def steps(self) -> tuple[int, ...]:
         return self.control[0].steps
 

@@ -196,7 +196,7 @@ def benign_missing(of: Comparison) -> Flag | None:
 
 
 def _changes(of: Comparison) -> tuple[object, ...]:
-    return of.arm.changes, of.arm.jpeg
+    return of.arm.changes, of.jpeg
 
 
 CHECKS = (

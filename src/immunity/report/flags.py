@@ -90,7 +90,7 @@ def unequal_conditions(of: Comparison) -> Flag | None:
             "attacker's pictures": one.run.examples.get("attack") == other.run.examples.get("attack"),
         }
         # A baseline with the same quality and nothing else is the control of an attacker who saves pictures again.
-        saved, known = of.arm.jpeg, [baseline.arm.jpeg for baseline in of.baselines]
+        saved, known = of.jpeg, [baseline.jpeg for baseline in of.baselines]
         slight = {
             "how the attacker saves the pictures": saved is None or of.arm.role == "baseline" or saved in known,
             "package versions": one.run.versions == other.run.versions,

@@ -10,6 +10,7 @@ SGR as computed here are this project's own.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -225,10 +226,11 @@ class Summary:
         """Whether one of the two above is but a bound: the concept is back by the first look, nobody knows when."""
         return 0 < steps <= self.first_look
 
-    @property
-    def times_known(self) -> bool:
-        """Whether the multiplier is defined, in (nearly) all replicates: else it hangs on a few pictures."""
-        return self.multiplier is not None and not math.isnan(self.multiplier.interval().low)
+    @cached_property
+    def times(self) -> Interval | None:
+        """The multiplier, where it is defined in (nearly) all replicates: else it hangs on a few pictures."""
+        found = None if self.multiplier is None else self.multiplier.interval()
+        return None if found is None or math.isnan(found.low) else found
 
     @property
     def timed(self) -> bool:

@@ -32,13 +32,13 @@ def steps_needed(found: Summary, steps: float) -> str:
 def budget(found: Summary) -> tuple[str, str]:
     """The multiplier and its interval; '>' where the attack ended first, '≥' where the control was back by the first
     look, a dash where nothing is known or all hangs on a few pictures."""
-    if found.multiplier is None or not found.times_known:
+    if found.times is None:
         return (UNDEFINED if math.isnan(found.at_least) else f"≥{found.at_least:.1f}×"), ""
 
     def times(value: float) -> str:
         return f">{found.beyond:.1f}×" if math.isinf(value) else f"{value:.1f}×"
 
-    value, low, high = found.multiplier.interval()
+    value, low, high = found.times
     return times(value), f"{times(low)} to {times(high)}" if math.isfinite(low) else ""
 
 
