@@ -12,8 +12,9 @@ HEAD = """# Speed and memory
 
 Made by `benchmarks/run.py` and `benchmarks/flow.py` from `benchmarks/results`; do not edit. Both sides of a ratio ran
 in turn, step by step, on one machine. What "straightforward" means is written in `benchmarks/sides.py`; it is always in
-float32. In esd-shared four of our training steps share a run of the sampler (`states_per_run=4`, not the default). On
-both sides ESD's sampler has 12 steps here, where the default is 50.
+float32. A step of esd begins with a run of the sampler up to a random time; in esd-shared four of our training steps
+share a run (`states_per_run=4`, not the default). On both sides ESD's sampler has 12 steps here, where the default is
+50. Why the ratios are what they are is in `docs/design.md`.
 
 """
 
@@ -21,7 +22,8 @@ both sides ESD's sampler has 12 steps here, where the default is 50.
 def publish(found: Mapping[str, Any]) -> None:
     """Keeps one run's figures in place of an earlier run's of the same settings, and makes the page.
 
-    What an earlier run on the same machine measured and this one did not is kept: each ratio is of one run.
+    What an earlier run on the same machine measured and this one did not is kept, with that run's rate of matrix
+    products: each figure of a row is of one run.
     """
     name = "-".join(str(found[key]) for key in ("kind", "size", "pixels", "dtype") if key in found)
     KEPT.mkdir(exist_ok=True)
@@ -37,7 +39,8 @@ def publish(found: Mapping[str, Any]) -> None:
 def _together(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
     if any(earlier[key] != now[key] for key in ("machine", "torch", "batch")):
         return now
-    rows = {row["operation"]: row for each in (earlier, now) for row in each["operations"]}
+    runs = (earlier, now)
+    rows = {row["operation"]: {"matmul": run["matmul"], **row} for run in runs for row in run["operations"]}
     return {**earlier, **now, "operations": list(rows.values())}
 
 
@@ -69,7 +72,7 @@ def speed(found: Mapping[str, Any]) -> str:
         name, rate = row["operation"], "—"
         if name in needed:
             work = needed[name] * found["batch"] / row["ours"]["seconds"]
-            rate = f"{work / found['matmul']:.0%}"
+            rate = f"{work / row.get('matmul', found['matmul']):.0%}"
         lines.append(
             f"| {name} | {row['plain']['seconds']:.3g} s, {row['plain']['peak_bytes'] / 2**30:.1f} GiB | "
             f"{row['ours']['seconds']:.3g} s, {row['ours']['peak_bytes'] / 2**30:.1f} GiB | {row['faster']:.1f}× | "
