@@ -15,7 +15,7 @@ from immunity.deltas import now, package_versions
 from immunity.errors import ImmunityError
 from immunity.evaluation.bench import Purpose
 from immunity.evaluation.changes import change
-from immunity.evaluation.laboratory import Laboratory
+from immunity.evaluation.laboratory import Laboratory, alone
 from immunity.evaluation.machine import PeakMemory, machine
 from immunity.evaluation.store import Recipe, Store, drawn, keep_drawn
 from immunity.loading import load
@@ -219,7 +219,7 @@ class Conductor:
 
     def _origin(self, key: CellKey, purpose: Purpose) -> str:
         name = key.concept if purpose == "defence" else key.subject
-        return self.laboratory.panel.origin(name, purpose, alone=key.subject != key.concept)
+        return self.laboratory.panel.origin(name, purpose, alone=alone(key, purpose))
 
     def _run(
         self,

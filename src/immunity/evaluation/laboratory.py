@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from immunity.evaluation.study import Study
 
 
+def alone(key: CellKey, purpose: Purpose) -> bool:
+    """Whether no defence has a claim on the pictures. It has on those of its own concept, whatever subject is taught:
+    the model that a harmless subject meets is the one that the concept meets."""
+    return purpose != "defence" and key.subject != key.concept
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Laboratory:
     """A study with its model and judges in memory."""
@@ -71,7 +77,7 @@ class Laboratory:
             name,
             purpose,
             seed=derived_seed(self.study.seed, name, seed, "split"),
-            alone=key.subject != key.concept,
+            alone=alone(key, purpose),
         )
         if not isinstance(source, ToDraw):
             return dataclasses.replace(source, name=name)

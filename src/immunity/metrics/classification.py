@@ -10,7 +10,7 @@ from torch import Tensor
 
 from immunity.errors import ImmunityError
 from immunity.metrics.base import Preprocessing, check_images, in_batches, one_each
-from immunity.metrics.pretrained import find, loaded
+from immunity.metrics.pretrained import find, network
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,7 @@ class Classifier:
         from transformers import AutoModelForImageClassification
 
         folder = find(source, "an image classifier")
-        model = loaded(
-            "an image classifier",
-            folder,
-            lambda: AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32),
-        )
+        model = network("an image classifier", folder, AutoModelForImageClassification)
         classes = tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
         preprocessing = Preprocessing.from_file(folder / "preprocessor_config.json")
         return cls(model.to(device).eval(), preprocessing, classes, temperature, device, batch)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from immunity.errors import ImmunityError
 from immunity.metrics.base import Preprocessing, check_images, in_batches, mean_cosine, one_each
-from immunity.metrics.pretrained import find, loaded
+from immunity.metrics.pretrained import find, loaded, network
 
 VIT_B_32 = "openai/clip-vit-base-patch32"
 
@@ -32,16 +32,17 @@ class ClipJudge:
     @classmethod
     def load(cls, source: str | Path = VIT_B_32, *, device: str = "cpu", batch: int = 64) -> "ClipJudge":
         """From a folder, or by a hub name from the local cache; raises `ImmunityError` if it is in neither."""
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         folder = find(source, "a CLIP model")
-        model = loaded("a CLIP model", folder, lambda: AutoModel.from_pretrained(folder, dtype=torch.float32))
-        if model.config.model_type not in ("clip", "vision-text-dual-encoder"):
+        config = loaded("a CLIP model", folder, lambda: AutoConfig.from_pretrained(folder))
+        if config.model_type not in ("clip", "vision-text-dual-encoder"):
             raise ImmunityError(
                 expected="a model of images and texts (clip, vision-text-dual-encoder)",
-                got=f"{model.config.model_type} in {folder}",
+                got=f"{config.model_type} in {folder}",
                 remedy="the folder of a CLIP model",
             )
+        model = network("a CLIP model", folder, AutoModel)
         tokenizer = loaded("a CLIP tokenizer", folder, lambda: AutoTokenizer.from_pretrained(folder))
         preprocessing = Preprocessing.from_file(folder / "preprocessor_config.json")
         return cls(model.to(device).eval(), tokenizer, preprocessing, device, batch)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from immunity.metrics.base import Preprocessing, check_images, in_batches, mean_cosine
-from immunity.metrics.pretrained import find, loaded
+from immunity.metrics.pretrained import find, loaded, network
 
 VIT_S_16 = "facebook/dino-vits16"
 
@@ -35,11 +34,7 @@ class DinoJudge:
         config = loaded("a self-supervised image encoder", folder, lambda: AutoConfig.from_pretrained(folder))
         # DINO has no pooler: transformers would make a random one for it.
         options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-        model = loaded(
-            "a self-supervised image encoder",
-            folder,
-            lambda: AutoModel.from_pretrained(folder, dtype=torch.float32, **options),
-        )
+        model = network("a self-supervised image encoder", folder, AutoModel, **options)
         return cls(model.to(device).eval(), Preprocessing.from_file(folder / "preprocessor_config.json"), device, batch)
 
     def features(self, images: Tensor) -> Tensor:

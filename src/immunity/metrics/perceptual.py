@@ -16,7 +16,7 @@ from torch import Tensor
 
 from immunity.errors import ImmunityError
 from immunity.metrics.base import Preprocessing, check_images, in_batches
-from immunity.metrics.pretrained import find, loaded
+from immunity.metrics.pretrained import find, loaded, network
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class PerceptualJudge:
         from transformers import AutoModel
 
         folder = find(source, "a perceptual distance")
-        model = loaded("a backbone", folder, lambda: AutoModel.from_pretrained(folder, dtype=torch.float32))
+        model = network("a backbone", folder, AutoModel)
         named = loaded("the channels' weights", folder, lambda: load_file(folder / "weights.safetensors"))
         weights = tuple(named[f"layer.{i}"].float() for i in range(len(named)) if f"layer.{i}" in named)
         if len(weights) != len(named) or any((w < 0).any() or not w.isfinite().all() for w in weights):

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from immunity.errors import ImmunityError
 from immunity.files.hub import UnavailableError, download
@@ -21,21 +23,45 @@ def find(source: str | Path, wanted: str) -> Path:
     folder = Path(source)
     if folder.is_dir():
         if (folder / "config.json").is_file():
-            loaded(wanted, folder, lambda: check_part(folder))
-            return folder
+            return _checked(wanted, folder)
         raise ImmunityError(
             expected=f"{wanted} in {folder}",
             got="a folder without config.json",
             remedy="the folder that transformers' save_pretrained wrote",
         )
     try:
-        return download(str(source), local_only=True)
+        return _checked(wanted, download(str(source), local_only=True))
     except UnavailableError as error:
         raise ImmunityError(
             expected=f"{wanted} in a folder or in the local cache",
             got=f"nothing at {os.fspath(source)!r}",
             remedy=f"downloading it once with `hf download {os.fspath(source)}`, or the path of a folder that has it",
         ) from error
+
+
+def _checked(wanted: str, folder: Path) -> Path:
+    loaded(wanted, folder, lambda: check_part(folder))
+    return folder
+
+
+def network(wanted: str, folder: Path, kind: Any, **options: object) -> Any:
+    """The network of an auto class of transformers, in float32, with every weight from the folder's files."""
+
+    def load() -> tuple[Any, dict[str, Any]]:
+        found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+        )
+        return found
+
+    model, report = loaded(wanted, folder, load)
+    # The library fills what a file lacks with random numbers, and only warns: a judge that guesses.
+    if missing := sorted(report["missing_keys"]):
+        raise ImmunityError(
+            expected=f"all weights of {wanted} in {folder}",
+            got=f"none for {missing[0]} ({len(missing)} missing)",
+            remedy="a complete copy of its folder",
+        )
+    return model
 
 
 def loaded(wanted: str, folder: Path, load: Callable[[], T]) -> T:

@@ -184,6 +184,24 @@ def benign_unlike(of: Comparison) -> Flag | None:
     )
 
 
+def benign_other_model(of: Comparison) -> Flag | None:
+    met = {cell.seed: cell.run.deltas.get("immunize") for cell in of.defended}
+    other = [
+        each.subject
+        for each in of.benign
+        if any(cell.run.deltas.get("immunize") != met.get(cell.seed) for cell in each.defended)
+    ]
+    if not other:
+        return None
+    return Flag(
+        code="benign-other-model",
+        severity="invalid",
+        about="benign",
+        message=f"{', '.join(other)} was taught to another immunized model than the concept. What the defence costs "
+        "honest users is that other model's.",
+    )
+
+
 def benign_missing(of: Comparison) -> Flag | None:
     if of.benign or of.arm.changes == "pictures":
         return None
@@ -201,5 +219,5 @@ def _changes(of: Comparison) -> tuple[object, ...]:
 
 CHECKS = (
     backfired, no_effect, baseline_as_good, head_start, fading, overcome,
-    benign_harmed, benign_untaught, benign_unlike, benign_missing,
+    benign_harmed, benign_untaught, benign_unlike, benign_other_model, benign_missing,
 )  # fmt: skip

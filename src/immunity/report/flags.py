@@ -88,6 +88,7 @@ def unequal_conditions(of: Comparison) -> Flag | None:
             "attack": one.run.attack == other.run.attack,
             "erased model": one.run.deltas.get("erase") == other.run.deltas.get("erase"),
             "attacker's pictures": one.run.examples.get("attack") == other.run.examples.get("attack"),
+            "references": one.run.examples.get("reference") == other.run.examples.get("reference"),
         }
         # A baseline with the same quality and nothing else is the control of an attacker who saves pictures again.
         saved, known = of.jpeg, [baseline.jpeg for baseline in of.baselines]

@@ -96,13 +96,14 @@ class ConceptView:
 
 
 def concept_view(records: Records, concept: str, *, draws: int) -> ConceptView | None:
+    """None while the defence that the page is about has no finished seed for this concept."""
     plan = records.plan
     compared = [
         found
         for arm in plan.with_role("defended") + plan.with_role("baseline")
         if (found := compare(records, concept, arm.name, draws=draws))
     ]
-    if not compared or compared[0].arm.role != "defended":
+    if not compared or compared[0].arm != _leading(records):
         return None
     anchor = f"c{plan.concepts.index(concept) + 1}"
     arms, count = [], 0
@@ -128,6 +129,15 @@ def concept_view(records: Records, concept: str, *, draws: int) -> ConceptView |
         others=others,
         benign=tuple(_benign(main, each, control) for each in main.benign),
     )
+
+
+def _leading(records: Records) -> Arm | None:
+    """The first defence of which there is anything to compare. What the page says of all concepts it says of this one:
+    the next must not stand in for it where it is unfinished."""
+    there = {(cell.concept, cell.seed, cell.arm) for cell in records.finished if cell.subject == cell.concept}
+    control = records.plan.with_role("control")[0].name
+    measured = {arm for concept, seed, arm in there if (concept, seed, control) in there}
+    return next((arm for arm in records.plan.with_role("defended") if arm.name in measured), None)
 
 
 def _chart(metric: MetricSpec, arms: Sequence[ArmView], control: Arm) -> Chart:

@@ -355,6 +355,16 @@ def test_the_harmless_can_be_taught_in_their_own_way(toy, tmp_path):
         tiny_study.short(toy, benign=("dog face",)).run(tmp_path, progress=False)
 
 
+def test_the_harmless_meet_the_model_that_the_concept_meets(toy, tmp_path):
+    """Where the artists' pictures teach, what the defence learns from must not depend on whom the attack teaches."""
+    bench = tiny_study.bench(toy, teacher="real")
+    records = tiny_study.short(toy, bench=bench, benign=("dog face",)).run(tmp_path, progress=False)
+    harmless, attacked = (cell(records, "imma", subject=subject).run for subject in ("dog face", "church"))
+    assert harmless.deltas["immunize"] == attacked.deltas["immunize"]
+    assert harmless.examples["defence"] == attacked.examples["defence"]
+    assert not set(attacked.examples["attack"]) & set(attacked.examples["defence"])
+
+
 @pytest.mark.parametrize("where", ["concepts", "benign"])
 def test_an_unknown_concept_is_refused_before_anything_is_written(toy, tmp_path, where):
     with pytest.raises(ImmunityError, match=r"an object or a style of the world toy; got 'chruch'"):

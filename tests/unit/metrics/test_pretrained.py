@@ -1,4 +1,5 @@
 import pytest
+from safetensors.torch import load_file, save_file
 
 from immunity import ImmunityError
 from immunity.metrics import Classifier, ClipJudge, DinoJudge
@@ -31,4 +32,13 @@ def test_weights_that_are_cut_short_are_said(tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ImmunityError, match="a complete copy"):
+        Classifier.load(folder)
+
+
+def test_a_weight_that_the_file_lacks_is_not_made_up(tmp_path):
+    folder = tiny_judges.classifier(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ImmunityError, match=r"all weights of an image classifier.*none for classifier\.1\.bias"):
         Classifier.load(folder)

@@ -103,6 +103,7 @@ RAISED = {
         "change": lambda cell: rerun(cell.arm, attack={"lr": 1})(cell) if cell.subject == "teapot" else cell
     },
     "benign-untaught": {"change": rescored("control", lambda i, v: 0.1, subject="teapot")},
+    "benign-other-model": {"change": lambda cell: rerun("imma", deltas={"immunize": cell.subject})(cell)},
 }
 
 
@@ -213,6 +214,8 @@ def test_destruction_is_judged_by_its_size(tmp_path):
 def test_other_versions_are_less_grave_than_another_model(tmp_path):
     assert found(tmp_path, change=rerun("imma", versions={"torch": "1"}))["unequal-conditions"].severity == "caution"
     assert found(tmp_path, change=rerun("imma", deltas={}))["unequal-conditions"].severity == "invalid"
+    others = {"attack": ("a0",), "reference": ("another",)}
+    assert found(tmp_path, change=rerun("imma", examples=others))["unequal-conditions"].severity == "invalid"
 
 
 def test_a_baseline_is_not_accused_of_having_no_effect(tmp_path):

@@ -12,6 +12,7 @@ from immunity.report.comparison import compare
 from immunity.report.flags import check
 from immunity.report.page import render, write_report
 from immunity.report.verdict import grade, judge
+from immunity.report.views import concept_view
 from immunity.report.wording import budget, duration, percent, spread
 
 from tests import synthetic
@@ -315,6 +316,26 @@ def test_a_verdict_says_no_more_of_the_steps_than_is_known(tmp_path):
     assert f"takes at least {found.at_least:.1f} times as many attack steps, but it comes back." in told.headline
     assert "after at most 15 steps of the attack without a defence" in told.text
     assert budget(early("control", "imma").summaries["clip"]) == ("—", "")
+
+
+def test_no_other_defence_stands_in_for_the_one_that_the_page_is_about(tmp_path):
+    arms = synthetic.plan().arms
+    first = next(arm for arm in arms if arm.role == "defended")
+    second = dataclasses.replace(first, name="second", label="The second")
+    at = arms.index(first) + 1
+    plan = synthetic.plan(concepts=("church", "castle"), arms=(*arms[:at], second, *arms[at:]))
+    records = synthetic.study(tmp_path, plan, slowness=synthetic.SLOWNESS | {"second": 40.0})
+
+    def without(arm, concept):
+        kept = tuple(cell for cell in records.finished if (cell.arm, cell.concept) != (arm, concept))
+        return [
+            view.main.comparison.arm.name
+            for each in plan.concepts
+            if (view := concept_view(dataclasses.replace(records, finished=kept), each, draws=20))
+        ]
+
+    assert without(first.name, "castle") == [first.name]
+    assert without("second", "castle") == [first.name, first.name]
 
 
 def test_the_file_is_written_whole_and_not_over_another(records, tmp_path):
