@@ -83,6 +83,9 @@ def _from_folder(folder: Path, *, name: str, device: torch.device, dtype: str, v
 
 
 def _name(source: str | Path) -> str:
+    for world in WORLDS:
+        if Path(source).is_dir() and Path(source).resolve() == World.open(world).generator.resolve():
+            return world
     # The name goes into provenance: of a path only its last part, which says nothing about the machine.
     return Path(source).resolve().name if Path(source).exists() else str(source)
 

@@ -30,6 +30,12 @@ def test_it_draws_the_same_picture_as_plain_diffusers(world):
     assert ours.std() > 0.05
 
 
+def test_a_study_finds_it_beside_a_folder_of_its_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emoji").mkdir()
+    assert load(WorldBench().source).name == "emoji"
+
+
 def test_no_relatives_pictures_are_on_both_sides(world):
     panel = WorldBench().open(device="cpu", size=world.resolution)
     sides = []

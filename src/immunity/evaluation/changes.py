@@ -82,10 +82,16 @@ def _immunizer(laboratory: Laboratory, arm: str) -> AnyImmunizer | AnyEraser:
 def _where(laboratory: Laboratory, key: CellKey, arm: str, examples: Examples) -> _Known:
     method = _immunizer(laboratory, arm)
     recipe = _recipe(laboratory, method, laboratory.seed(key, "immunize"))
+    if isinstance(method, Esd | Uce):  # who erases again reads words, and neither pictures nor what is expected
+        return _known(laboratory, arm, recipe | {"concept": dataclasses.asdict(laboratory.panel.concept(key.concept))})
     recipe |= {"examples": examples.digest(), "against": described(laboratory.study.foreseen(arm))}
     if isinstance(method, RandomPerturbation) and method.like is not None:
         # The name of an arm is not enough: it could be another method in another version of the study.
         recipe["like"] = _where(laboratory, key, method.like, examples).recipe
+    return _known(laboratory, arm, recipe)
+
+
+def _known(laboratory: Laboratory, arm: str, recipe: Recipe) -> _Known:
     return _Known(laboratory.store.delta_path(arm, recipe), recipe)
 
 

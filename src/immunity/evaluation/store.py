@@ -67,7 +67,7 @@ class Store:
 
     def pictures(self, purpose: str, recipe: Recipe, *, size: int, make: Callable[[Path], Examples]) -> Examples:
         """The pictures of that recipe as their files have them, eight bits a colour: what anyone can use again."""
-        path = self._common / "pictures" / f"{purpose}-{_key(recipe)}"
+        path = self._common / "pictures" / f"{_slug(purpose)}-{_key(recipe)}"
 
         def write(work: Path) -> None:
             made = make(work)

@@ -97,6 +97,12 @@ class Study:
                 got=repr(bench),
                 remedy='WorldBench(world="emoji"), or FolderBench(model=…, subjects=…)',
             )
+        if isinstance(bench, WorldBench) and bench.attack_words and self.attack.subject is not None:
+            raise ImmunityError(
+                expected=f"one word for what the attacker learns; {type(self.attack).__name__} has its own",
+                got=f"{self.attack.subject!r} and the bench's {', '.join(bench.attack_words.values())}",
+                remedy="a bench without attack_words",
+            )
         at_least(self, 1, "pictures")
         at_least(self.attack, 1, "steps")
         if not self.at:

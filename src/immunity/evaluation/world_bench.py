@@ -71,10 +71,13 @@ class WorldBench(Bench):
 
     @property
     def source(self) -> str:
-        return self.world if self.folder is None else str(self.where().generator)
+        # By its path and not by its name: a folder of that name may stand wherever the study is run.
+        return str(self.where().generator)
 
     def open(self, *, device: str, size: int) -> "WorldPanel":  # noqa: ARG002 (a world's pictures have one size)
         world = self.where()
+        for name in self.attack_words:
+            world.concept(name)  # which raises for what the world does not have
         return WorldPanel(self, world, WorldJudges.load(world, device=device))
 
     def described(self) -> dict[str, object]:
@@ -106,6 +109,12 @@ class WorldPanel(Panel):
         if purpose == "reference":
             return self._references(name)
         if purpose == "attack" and self._taught_by_strangers(name, alone=alone):
+            if not self._drawn(name) and (both := set(self.bench.attack_styles) & set(self._styles)):
+                raise ImmunityError(
+                    expected=f"attack_styles whose pictures of {name!r} the defence does not learn from",
+                    got=", ".join(sorted(both)),
+                    remedy="a style that the base model was not trained on, or a concept of which it draws the lessons",
+                )
             return self._by_strangers(name)
         if self._drawn(name):
             pairs = self._pairs_to_learn(name, self.bench.lessons, seed=seed)

@@ -1,6 +1,7 @@
 """Flags that only a defence can raise: what it does not do, and what it costs honest users."""
 
 import math
+from collections.abc import Mapping
 
 from immunity.report.comparison import Comparison
 from immunity.report.statistics import Summary
@@ -122,6 +123,21 @@ def overcome(of: Comparison) -> Flag | None:
     )
 
 
+def same_word(of: Comparison) -> Flag | None:
+    attack = of.control[0].run.attack
+    word, expected = attack.get("token"), dict(of.arm.config).get("against", attack)
+    members = [expected, *expected.get("of", ())] if isinstance(expected, Mapping) else []
+    if of.arm.changes == "pictures" or word is None or word not in [each.get("token") for each in members]:
+        return None
+    return Flag(
+        code="same-word",
+        severity="note",
+        about="sgr",
+        message=f"The defence was made with the very word by which the attacker calls it, {word}. What another word does "
+        "was not measured.",
+    )
+
+
 def benign_harmed(of: Comparison) -> Flag | None:
     harmed: dict[str, dict[str, float]] = {}
     for benign in of.benign:
@@ -218,6 +234,6 @@ def _changes(of: Comparison) -> tuple[object, ...]:
 
 
 CHECKS = (
-    backfired, no_effect, baseline_as_good, head_start, fading, overcome,
+    backfired, no_effect, baseline_as_good, head_start, fading, overcome, same_word,
     benign_harmed, benign_untaught, benign_unlike, benign_other_model, benign_missing,
 )  # fmt: skip

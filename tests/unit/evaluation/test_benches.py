@@ -76,6 +76,18 @@ def test_an_attacker_can_have_pictures_that_nobody_else_saw(toy):
     assert panel.origin("dog face", "attack", alone=True) == "the artists of the world toy"
 
 
+def test_an_attacker_cannot_have_the_very_pictures_of_the_defence(toy):
+    panel = bench(toy, attack_styles=("noto",)).open(device="cpu", size=16)
+    assert panel.pictures("church", "attack", seed=0, alone=False).sources == ("toy/church/noto",)
+    with pytest.raises(ImmunityError, match="the defence does not learn from; got noto"):
+        panel.pictures("dog face", "attack", seed=0, alone=False)
+
+
+def test_words_for_what_the_world_does_not_have_are_refused(toy):
+    with pytest.raises(ImmunityError, match="got 'chruch'"):
+        bench(toy, attack_words={"chruch": "a chapel"}).open(device="cpu", size=16)
+
+
 def test_references_are_the_artists_where_there_are_any(panel):
     references = panel.pictures("church", "reference", seed=0, alone=False)
     assert references.sources == ("toy/church/noto", "toy/church/blob")

@@ -271,10 +271,9 @@ def test_poisoned_pictures_beside_an_immunized_model(toy, tmp_path):
     titles = [records.plan.arm(arm).title for arm in ("poisoned", "half", "saved")]
     expected = ["Poisoned (AdvDM)", "Poisoned (AdvDM, 50% of the pictures)", "Poisoned (AdvDM, JPEG 50)"]
     assert titles == expected
-    made = list((tmp_path / "pictures").glob("church-0-Advdm-*"))
+    made = list((tmp_path / "pictures").glob("church-0-advdm-*"))
     assert len(made) == 2, "all, and half of them: saving again is the attacker's"
     assert not any((tmp_path / "work").iterdir())
-    assert not any(work for work in (tmp_path / "work").iterdir())
     assert "unequal-conditions" not in render(records, draws=50)
 
 
@@ -385,6 +384,12 @@ def test_a_run_is_described_in_full(records):
     assert list(run.deltas) == ["erase", "immunize", "attack"]
     assert cell(records, "control").run.method == ""
     assert cell(records, "base").run.deltas == cell(records, "base").run.attack == {}
+
+
+def test_an_attacker_has_one_word_for_what_they_learn(toy):
+    bench = tiny_study.bench(toy, attack_words={"church": "a chapel"})
+    with pytest.raises(ImmunityError, match="one word for what the attacker learns; TextualInversion has its own"):
+        tiny_study.short(toy, bench=bench, attack=TextualInversion(steps=2))
 
 
 def test_an_attacker_with_a_word_of_their_own_learns_and_asks_by_it(toy, tmp_path):

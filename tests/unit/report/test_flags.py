@@ -103,6 +103,7 @@ RAISED = {
         "change": lambda cell: rerun(cell.arm, attack={"lr": 1})(cell) if cell.subject == "teapot" else cell
     },
     "benign-untaught": {"change": rescored("control", lambda i, v: 0.1, subject="teapot")},
+    "same-word": {"change": lambda cell: rerun(cell.arm, attack={"token": "sks"})(cell)},
     "benign-other-model": {"change": lambda cell: rerun("imma", deltas={"immunize": cell.subject})(cell)},
 }
 
