@@ -133,8 +133,8 @@ def same_word(of: Comparison) -> Flag | None:
         code="same-word",
         severity="note",
         about="sgr",
-        message=f"The defence was made with the very word by which the attacker calls it, {word}. What another word does "
-        "was not measured.",
+        message=f"The defence was made with the very word by which the attacker calls it, {word}. What another word "
+        "does was not measured.",
     )
 
 
