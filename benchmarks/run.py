@@ -68,19 +68,21 @@ def measure(
         for side in compared
     }
     found: dict[str, list[dict[str, float]]] = {side: [] for side in processes}
-    for step in range(options.steps):
-        for side, process in processes.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            if step:
-                process.stdin.write("go\n")
-                process.stdin.flush()
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit(f"{operation}, {side}: ended with {process.wait()} after {step} steps")
-            found[side].append(json.loads(line))
-    for process in processes.values():
-        process.kill()
+    try:
+        for step in range(options.steps):
+            for side, process in processes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                if step:
+                    process.stdin.write("go\n")
+                    process.stdin.flush()
+                line = process.stdout.readline()
+                if not line:
+                    raise SystemExit(f"{operation}, {side}: ended with {process.wait()} after {step} steps")
+                found[side].append(json.loads(line))
+    finally:  # the other side too where one has failed
+        for process in processes.values():
+            process.kill()
     result: dict[str, Any] = {"operation": operation}
     for side, rows in found.items():
         seconds = [row["seconds"] for row in rows[1:]]
@@ -111,9 +113,14 @@ GROWTH = (
 def growth(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Our side alone, one setting after the other."""
     rows = []
+    one_size = options.size == "emoji"
     for what, operation, settings in GROWTH:
+        if one_size and what == "picture size":
+            continue
         for setting in settings:
             chosen = argparse.Namespace(**{**vars(options), **setting})
+            if one_size:
+                chosen.pixels = options.pixels
             shapes.folder_of(chosen.size, chosen.cache, pixels=chosen.pixels)
             found = measure(operation, chosen, compared=("ours",))["ours"]
             size = f"{chosen.pixels} px, batch {chosen.batch}, concepts {chosen.concepts}"

@@ -13,7 +13,7 @@ objects at the end, without IMMA and with it). Textual Inversion, whose one way 
 it learns 80% as much; other objects lose 16 points, and three of the ten are void for that. DreamBooth: 3 of 51%; 66
 and 64%; 1 point. DreamBooth-LoRA: 4 of 39%; 38 and 35%; 1 point. Against these two, with the same hundred outer steps
 at the same rate, that is hardly anything: they learn as much as without (101 and 104%). The harmless subject's gap is
-4.0, 0.6 and 1.8%. Half of the pictures that similarity compares with are the attacker's own four, in both arms.
+3.6, 0.9 and 1.9%. Half of the pictures that similarity compares with are the attacker's own four, in both arms.
 """
 
 from scale import ATTACKS, DTYPE, HARMLESS, IMMA, SAMPLER, WORLD, looks

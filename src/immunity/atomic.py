@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def refuse_existing(path: str | Path, *, force: bool) -> None:
     """Raises if `path` exists and may not be replaced. Call it before long work whose result goes to `path`."""
-    if Path(path).exists() and not force:
+    path = Path(path)
+    # Nothing can be written beside such a path and renamed to it; and who is in a folder would be left in none.
+    if path.name in ("", ".."):
+        raise ImmunityError(expected="a path that ends in a name", got=str(path), remedy=str(path / "result"))
+    if path.exists() and not force:
         raise ImmunityError(
             expected="a path that does not exist yet",
             got=f"{path}",

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
 
 
 def at_least(method: "DataclassInstance", bound: float, *fields: str) -> None:
-    """Raises unless each of the named fields is a number ≥ `bound`; NaN is refused too."""
+    """Raises unless each of the named fields is a finite number ≥ `bound`; NaN is refused too."""
     for field in fields:
         value = getattr(method, field)
         if not value >= bound:
             _refuse(method, field, f"of at least {bound:g}")
+        if value == float("inf"):
+            _refuse(method, field, "that is finite")
 
 
 def positive(method: "DataclassInstance", *fields: str) -> None:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,12 @@ def _default_prompts(name: str, kind: Kind) -> tuple[str, ...]:
     if kind == "person":
         return (f"a photo of {name}", f"a portrait of {name}")
     return (name,)
+
+
+def naming(name: str) -> re.Pattern[str]:
+    """Finds the name in prompts where it is whole words, in capitals or not; "article" is the a or an before it."""
+    # Not by \b, which wants a letter on one side, as some names end or begin in something else ("Monsters, Inc.").
+    return re.compile(rf"(?<!\w)(?P<article>an? )?{re.escape(name)}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ class Provenance:
     """Every field of that class, and what else the method was given, as plain JSON values."""
     seed: int
     dtype: str = ""
-    """Of the numbers that the model computed in, such as "bfloat16"."""
+    """Of the numbers that the model computed in, such as "bfloat16"; empty where there is no one such type."""
     parents: tuple[str, ...] = ()
     """Hashes of the deltas that the base model carried when this one was made, in order."""
     composed: tuple[str, ...] = ()
@@ -183,12 +183,14 @@ class Delta:
             parents += delta.lineage
         history = [{"hash": delta.hash, **dataclasses.asdict(delta.provenance)} for delta in deltas]
         first = deltas[0].provenance
+        dtypes = {delta.provenance.dtype for delta in deltas}
         provenance = Provenance(
             base=first.base,
             base_hash=first.base_hash,
             method="compose",
             config={"deltas": history},
             seed=first.seed,
+            dtype=dtypes.pop() if len(dtypes) == 1 else "",
             parents=first.parents,
             composed=tuple(parent for delta in deltas for parent in delta.lineage),
         )
@@ -249,7 +251,8 @@ class Delta:
             undo.revert()
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes one safetensors file, with the provenance in its header."""
+        """Writes one safetensors file, with the provenance in its header. Raises `ImmunityError` where `load` would."""
+        _check_weights(self.tensors, path, remedy="smaller settings, such as a lower learning rate or norm")
         save_tensors(path, self.tensors, {DELTA_KEY: self.provenance.to_json()}, force=force)
 
     @classmethod
@@ -274,7 +277,7 @@ class Delta:
                 remedy="the file that erase, adapt or immunize wrote",
             )
         delta = cls(tensors, Provenance.from_json(header[DELTA_KEY]))
-        _check_weights(delta.tensors, path)
+        _check_weights(delta.tensors, path, remedy="making the delta again")
         return delta
 
     def _check_made_for(self, model: Patchable) -> None:
@@ -346,13 +349,13 @@ def _check_kinds(values: Mapping[str, object]) -> None:
             raise TypeError(f"{name} is {str(value)[:40]}")
 
 
-def _check_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _check_weights(tensors: Mapping[str, Tensor], path: str | Path, *, remedy: str) -> None:
     for name, value in tensors.items():
         if value.dtype not in REAL or not is_finite(value):
             raise ImmunityError(
                 expected="weights that are finite real numbers",
                 got=f"others in {name} ({str(value.dtype).removeprefix('torch.')}) in {path}",
-                remedy="making the delta again",
+                remedy=remedy,
             )
 
 

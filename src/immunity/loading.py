@@ -86,8 +86,13 @@ def _name(source: str | Path) -> str:
     for world in WORLDS:
         if Path(source).is_dir() and Path(source).resolve() == World.open(world).generator.resolve():
             return world
+    if not Path(source).exists():
+        return str(source)
+    path = Path(source).resolve()
+    if path.parent.name == "snapshots" and (repository := path.parent.parent.name).startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")  # as the hub's cache has it
     # The name goes into provenance: of a path only its last part, which says nothing about the machine.
-    return Path(source).resolve().name if Path(source).exists() else str(source)
+    return path.name
 
 
 def _folder(source: str | Path) -> Path:

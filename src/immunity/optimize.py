@@ -36,10 +36,6 @@ class Checkpoint:
     every: int = 50
     """Steps between two savings."""
 
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ImmunityError(expected="a saving every one or more steps", got=str(self.every), remedy="50")
-
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         save_tensors(self.path, tensors, {"identity": self.identity}, force=True)
 
@@ -68,6 +64,10 @@ class Journal:
     """Of the progress bar on stderr; no bar without it."""
     on_step: Callable[[int, StepResult], None] | None = None
     """Called with the number of steps done and what the last one saw."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ImmunityError(expected="a saving every one or more steps", got=str(self.every), remedy="50")
 
     def checkpoint(self, provenance: Provenance, *, multiple_of: int = 1) -> Checkpoint | None:
         """For the run that `provenance` describes. It saves only after a whole multiple of `multiple_of` steps."""

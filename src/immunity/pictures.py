@@ -31,17 +31,21 @@ def write_png(image: Tensor, path: str | Path, *, force: bool = False) -> None:
         picture.save(temporary, format="PNG")
 
 
-def write_imagefolder(folder: Path, images: Tensor, prompts: Sequence[str], sources: Sequence[str]) -> None:
-    """Writes images [n, 3, h, w] in [0, 1] into a folder that is there: 000.png, …, and metadata.csv beside them."""
+def write_imagefolder(folder: Path, images: Tensor, prompts: Sequence[str], sources: Sequence[str]) -> tuple[str, ...]:
+    """Writes images [n, 3, h, w] in [0, 1] into a folder that is there: 000.png, …, and metadata.csv beside them.
+
+    Answers with the names of the pictures.
+    """
     digits = max(3, len(str(len(images) - 1)))  # folders are read in the order of their names
+    names = tuple(f"{number:0{digits}}.png" for number in range(len(images)))
     table = io.StringIO(newline="")
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file_name", "text", "source"])
-    for number, (image, prompt, source) in enumerate(zip(images, prompts, sources, strict=True)):
-        name = f"{number:0{digits}}.png"
+    for name, image, prompt, source in zip(names, images, prompts, sources, strict=True):
         write_png(image, folder / name)
         rows.writerow([name, prompt, source])
     (folder / "metadata.csv").write_text(table.getvalue(), encoding="utf-8")
+    return names
 
 
 def grid(images: Tensor, columns: int, *, gap: int = 2) -> Tensor:

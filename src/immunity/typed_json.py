@@ -27,7 +27,7 @@ def read(kind: type[T], path: Path, *, format: str, version: int) -> T:
     """Reads a file that `dumps` wrote. Raises `ImmunityError` with the file's name for anything else."""
     try:
         envelope = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # Python's own limit for digits is a plain ValueError
         raise ImmunityError(
             expected=f"a complete file of format {format}",
             got=f"{path} ({error})",
@@ -96,7 +96,10 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         if value is None:
             return math.nan
         _require(isinstance(value, int | float) and not isinstance(value, bool), where, "a number", value)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise _MismatchError(f"{where} is larger than any float") from error
     _require(isinstance(value, kind) and not (kind is int and isinstance(value, bool)), where, kind.__name__, value)
     return value
 

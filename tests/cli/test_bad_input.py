@@ -292,6 +292,9 @@ def test_settings_of_the_other_verbs(sd1, pictures, place):
     assert (
         "rank of at least 1" in immunity("immunize", *on, *learned, "imma", "--against", "lora", "--rank", 0).complaint
     )
+    noise = ("immunize", *on, *learned, "random-perturbation", "--norm")
+    assert "norm that is finite" in immunity(*noise, "inf", "--against", "lora").complaint
+    assert "weights that are finite real numbers" in immunity(*noise, "1e45", "--against", "lora").complaint
     assert "at least one step" in immunity("sample", *on, "--prompt", "x", "--steps", 0).complaint
     assert "one picture each" in immunity("sample", *on, "--prompt", "x", "--count", 0).complaint
     assert "a seed from 0" in immunity("sample", *on, "--prompt", "x", "--count", 2, "--seed", 2**63 - 1).complaint
@@ -331,6 +334,63 @@ def test_a_result_is_replaced_only_by_force_and_another_folder_never(sd1, place)
         assert immunity(*arguments, "--force").code == 0
     assert "does not exist yet" in immunity(*arguments).complaint
     assert "another path" in immunity("export", "--model", sd1, "--out", sd1, "--force").complaint
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (".", "a path that ends in a name; got .; try result"),
+        ("..", "a path that ends in a name; got ..; try ../result"),
+        ("here/..", "a path that ends in a name"),
+        ("/", "a result beside what it is made from"),
+    ],
+)
+def test_a_result_has_a_name(sd1, pictures, place, monkeypatch, out, message):
+    def fail(*_arguments: object, **_settings: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("immunity.loading.load", fail)
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    on = ("--model", sd1, "--force", "--out", out)
+    learned = ("--images", pictures, "--prompt", "x")
+    for command in (
+        ("sample", *on, "--prompt", "x"),
+        ("export", *on),
+        ("erase", *on, "--concept", "church", "uce"),
+        ("adapt", *on, *learned, "lora"),
+    ):
+        assert message in immunity(*command).complaint
+
+
+def test_a_folder_that_holds_what_the_result_is_made_from_is_never_replaced(sd1, pictures, place):
+    attack, more = place / "attack", ("lora", "--steps", 1)
+    learned = ("adapt", "--model", sd1, "--images", pictures, "--prompt", "x", "--out", attack)
+    assert immunity(*learned, *more).code == 0
+    delta = attack / "delta.safetensors"
+    before = delta.read_bytes()
+    for force in ((), ("--force",)):  # which must not be advised and then refused
+        done = immunity(*learned, *force, "--deltas", delta, *more)
+        assert f"a result beside what it is made from; got {attack}, which has {delta} in it" in done.complaint
+    shutil.copytree(pictures, attack / "mine")
+    mine = ("adapt", "--model", sd1, "--images", attack / "mine", "--prompt", "x", "--out", attack, "--force", *more)
+    assert "beside what it is made from" in immunity(*mine).complaint
+    shutil.copytree(sd1, attack / "model")
+    within = ("export", "--model", attack / "model", "--out", attack, "--force")
+    assert "beside what it is made from" in immunity(*within).complaint
+    assert delta.read_bytes() == before
+
+
+def test_only_what_export_wrote_is_replaced_by_export(sd1, place):
+    out = place / "exported"
+    shutil.copytree(sd1, out)
+    (out / "README.md").write_text("# Somebody's model\n")
+    arguments = ("export", "--model", sd1, "--out", out, "--force")
+    assert "which is something else" in immunity(*arguments).complaint
+    assert (out / "README.md").read_text() == "# Somebody's model\n"
+    shutil.rmtree(out)
+    for _ in range(2):
+        assert immunity(*arguments).code == 0
 
 
 def test_a_file_is_replaced_only_by_force(sd1, place, deltas):

@@ -1,6 +1,7 @@
 """Files of other programs on the command line: told apart, applied, refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -60,6 +61,23 @@ def test_a_lora_is_written_in_another_layout(sd1, kohya, tmp_path):
 def weights(folder):
     torch.save({f"unet.{BLOCK}.to_k": {"weight": torch.zeros(16, 16)}}, folder / "esd.pt")
     return folder / "esd.pt"
+
+
+def test_long_words_of_a_file_are_apart_from_what_they_say(sd1, kohya, tmp_path):
+    out = tmp_path / "k.safetensors"
+    assert immunity("convert", kohya, "--model", sd1, "--to", "kohya", "--out", out).code == 0
+    assert "ss_network_module networks.lora" in immunity("info", out).out
+
+
+def test_a_safety_checker_is_left_out_aloud(sd1, tmp_path):
+    folder = shutil.copytree(sd1, tmp_path / "checked")
+    index = json.loads((folder / "model_index.json").read_text())
+    checker = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
+    (folder / "model_index.json").write_text(json.dumps(index | checker))
+    done = immunity("export", "--model", folder, "--out", tmp_path / "out")
+    assert done.code == 0, done
+    assert "without safety_checker, which checked has" in done.err
+    assert "Left out, though the base model has it: safety_checker." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_scores_of_another_model_are_no_part_of_the_card(sd1, tmp_path):

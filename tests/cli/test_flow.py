@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from immunity import Delta, load
+from immunity import Delta, Examples, load
 
 from tests.cli.conftest import environment, immunity
 
@@ -206,3 +206,20 @@ def test_closed_form_half_precision_and_drawn_pictures(sd1, tmp_path):
         file = tmp_path / name / "delta.safetensors" if verb == "adapt" else tmp_path / name
         digests.append(Delta.load(file).provenance.config.get("inputs", {}).get("examples"))
     assert digests[0] != digests[2], "attack and defence draw different pictures"
+
+
+def test_what_is_drawn_to_learn_from_is_called_by_its_name(sd1, tmp_path):
+    """As a world's own pictures are: with no captions, the token takes the name's place in the prompts."""
+    drawn = ("--concept", "church", "--drawn", 2)
+    run("adapt", "--model", sd1, *drawn, "--out", tmp_path / "attack", "textual-inversion", "--steps", 1, "--captions")
+
+
+def test_what_sample_draws_can_be_learned_from(sd1, tmp_path):
+    on = ("--model", sd1)
+    run("sample", *on, "--prompt", "a church", "a cat, too", "--count", 2, *SAMPLE, "--out", tmp_path / "drawn")
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [
+        *("000.png", "001.png", "002.png", "003.png", "grid.png", "metadata.csv", "sample.json"),
+    ]
+    examples = Examples.from_folder(tmp_path / "drawn", size=16)
+    assert examples.prompts == ("a church", "a church", "a cat, too", "a cat, too")
+    run("adapt", *on, "--images", tmp_path / "drawn", "--out", tmp_path / "attack", "lora", "--steps", 1)

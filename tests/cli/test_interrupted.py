@@ -1,6 +1,7 @@
 """Runs that end too early lose nothing: the same command again gives what an uninterrupted one would have given."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from immunity import Delta
@@ -156,6 +158,67 @@ def test_force_begins_anew_where_another_run_was_interrupted(sd1, pictures, tmp_
     assert done.code == 0, done
     assert Delta.load(tmp_path / "attack" / "delta.safetensors").provenance.seed == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["attack"]
+
+
+def test_another_model_other_deltas_and_other_pictures_make_another_run(sd1, pictures, tmp_path, interrupted_at):
+    mine, attack, erased = tmp_path / "mine", tmp_path / "attack", tmp_path / "erased.safetensors"
+    shutil.copytree(pictures, mine)
+    shutil.copytree(sd1, tmp_path / "model")
+
+    def command(*more: object, model: object = tmp_path / "model") -> Done:
+        return immunity(
+            *("adapt", "--model", model, "--images", mine, "--prompt", "a church", "--out", attack, *more),
+            *("--save-every", 1, "--sample-at", 2, "--sample-count", 1, "--sample-steps", 1, "lora", "--steps", 2),
+        )
+
+    def erase(concept: str) -> None:
+        erased.unlink(missing_ok=True)
+        assert immunity("erase", "--model", sd1, "--concept", concept, "--out", erased, "uce").code == 0
+
+    changes: list[tuple[Callable[[], object], Callable[[], Done], Callable[..., Done]]] = [
+        (lambda: None, command, lambda *more: command(*more, model=sd1)),
+        (lambda: erase("church"), command, lambda *more: command(*more, "--deltas", erased)),
+        (
+            lambda: erase("castle"),
+            lambda: command("--deltas", erased),
+            lambda *more: command(*more, "--deltas", erased),
+        ),
+        (lambda: Image.new("RGB", (9, 9), "red").save(mine / "0.png"), command, command),
+    ]
+    erase("church")
+    for change, first, then in changes:
+        shutil.rmtree(attack, ignore_errors=True)
+        interrupted_at("00002.png")
+        assert first().code == 130
+        change()
+        assert "one that differs" in then().complaint
+        interrupted_at("nothing")
+        done = then("--force")
+        assert done.code == 0, done
+        assert "going on from" not in done.err
+
+
+def test_every_verb_that_keeps_checkpoints_tells_runs_apart_by_what_they_are_made_from(sd1, pictures, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(sd1, other)
+    learned = ("--images", pictures, "--prompt", "a church")
+    for verb, out, more in (
+        ("erase", "a.safetensors", ("--concept", "church", "esd", "--steps", 1, "--sampler-steps", 1)),
+        ("adapt", "b", (*learned, "lora", "--steps", 1)),
+        ("immunize", "c.safetensors", (*learned, "imma", "--steps", 1, "--against", "lora")),
+        ("poison", "d", (*learned, "advdm", "--steps", 1)),
+    ):
+        folder = tmp_path / f"{out}.partial"
+
+        def command(model: Path, verb=verb, out=out, more=more) -> Done:
+            return immunity(verb, "--model", model, "--out", tmp_path / out, *more)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("immunity.cli.partial._remove", lambda _: None)
+            assert command(sd1).code == 0
+        shutil.rmtree(tmp_path / out) if (tmp_path / out).is_dir() else (tmp_path / out).unlink()
+        assert "one that differs" in command(other).complaint, verb
+        shutil.rmtree(folder)
 
 
 def test_an_interruption_before_the_first_checkpoint_leaves_nothing(sd1, pictures, tmp_path, interrupted_at):

@@ -42,6 +42,7 @@ def test_a_surrogate_is_an_adaptation_with_flags_of_its_own(sd1, pictures, tmp_p
 def test_what_cannot_be_poisoned(sd1, pictures, tmp_path):
     common = ("poison", "--model", sd1, "--images", pictures, "--prompt", "a church", "--out")
     assert "budget of at least 0" in immunity(*common, tmp_path / "a", "advdm", "--budget", -1).complaint
+    assert "every one or more steps" in immunity(*common, tmp_path / "a", "--save-every", 0, "advdm").complaint
     half = immunity(*common, tmp_path / "a", "--dtype", "float16", "advdm", "--steps", 1)
     assert "bfloat16" in half.complaint
     mine = tmp_path / "mine"

@@ -164,12 +164,35 @@ def test_what_a_world_draws_is_measured(emoji, tmp_path):
 
 def test_a_folder_of_pictures_is_measured(emoji, tmp_path, pictures):
     out = tmp_path / "scores.json"
-    done = immunity("measure", "--model", "emoji", "--concept", "castle", "--pictures", pictures, "--out", out)
+    drawing = ("--seed", 1, "--steps", 2, "--guidance", 2)  # of what they are compared with
+    done = immunity(
+        *("measure", "--model", "emoji", "--concept", "castle", "--pictures", pictures, *drawing, "--out", out)
+    )
     assert done.code == 0, done.err
     content = json.loads(out.read_text())["content"]
     assert content["pictures"] == [f"{i}.png" for i in range(6)]
     assert content["model"] == "", "no model drew them"
     assert len(content["references"]) == 24, "there are no pictures of a castle: the model draws them"
+
+
+def test_pictures_score_the_same_from_a_folder_as_when_they_are_drawn(emoji, tmp_path):
+    """A world has one size, and its folders are read at that."""
+    on, drawing = ("--model", "emoji"), ("--seed", 3, "--steps", 2)
+    measured = ("measure", *on, "--concept", "church")
+    assert immunity(*measured, "--count", 2, *drawing, "--out", tmp_path / "drawn.json").code == 0
+    drawn = json.loads((tmp_path / "drawn.json").read_text())["content"]
+    for number, name in enumerate(drawn["pictures"]):
+        prompt = name.partition(" (seed")[0]
+        done = immunity(
+            *("sample", *on, "--prompt", prompt, "--seed", 3 + number, "--steps", 2),
+            *("--out", tmp_path / "sampled" / str(number)),
+        )
+        assert done.code == 0, done
+    done = immunity(*measured, "--pictures", tmp_path / "sampled", "--out", tmp_path / "read.json")
+    assert done.code == 0, done
+    read = json.loads((tmp_path / "read.json").read_text())["content"]
+    for metric, scores in drawn["scores"].items():
+        assert read["scores"][metric] == pytest.approx(scores, abs=2e-3), metric
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +239,15 @@ def test_measuring_what_cannot_be_measured(emoji, tmp_path, pictures, judges):
         ((*church, "--nudity"), "--nudity for a model without a world"),
         ((*church, "--label", "tabby"), "--label beside --classifier"),
         ((*church, "--count", 0), "count of at least 1"),
+        ((*church, "--clip", "mine"), "--clip for a model without a world"),
+        ((*church, "--dino", "mine"), "--dino for a model without a world"),
+        ((*church, "--no-lpips"), "--no-lpips for a model without a world"),
+        ((*church, "--kind", "style"), "--kind for a model without a world"),
+        ((*church, "--pictures", pictures, "--deltas", "erased.safetensors"), "expected --deltas without --pictures"),
+        ((*church, "--pictures", pictures, "--count", 3), "expected --count without --pictures"),
+        ((*church, "--pictures", pictures, "--steps", 3), "expected --steps where something is drawn"),
+        ((*church, "--pictures", pictures, "--guidance", 1), "expected --guidance where something is drawn"),
+        ((*church, "--pictures", pictures, "--seed", 1), "expected --seed where something is drawn"),
         (("measure", "--model", "emoji", "--concept", "chruch", "--pictures", pictures, *to), "got 'chruch'"),
         ((*church[:-1], tmp_path / "scores.txt"), "ends in .json"),
         (("measure", "--model", "no-such", "--concept", "cat", *judges, *to), "a world, or a hub id"),

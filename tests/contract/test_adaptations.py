@@ -1,13 +1,16 @@
 """What every adaptation promises, on every tiny family."""
 
 import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import get_args
 
 import pytest
 import torch
 
-from immunity import Concept, Esd, Examples, Imma, ImmunityError, load
+from immunity import Concept, Esd, Examples, Imma, ImmunityError, load, processes
 from immunity.adaptations import (
     Adaptation,
     AnyAdaptation,
@@ -21,8 +24,10 @@ from immunity.adaptations import (
     TextualInversion,
     adapt,
     denoising_loss,
+    prior,
 )
 from immunity.adaptations.new_token import NewToken
+from immunity.atomic import save_tensors
 from immunity.deltas import hash_tensors
 from immunity.filenames import LORA_FILE
 from immunity.models import thawed
@@ -393,6 +398,36 @@ def test_class_pictures_are_made_once_and_kept(model, examples, tmp_path, monkey
     assert drawn == [("image of church",) * 2] * 3
     adapt(model, examples, attack, seed=0, journal=Journal(folder=tmp_path / "0"))
     assert len(drawn) == 3
+
+
+@pytest.mark.parametrize("family", FIRST)
+def test_processes_that_draw_class_pictures_together_all_find_the_same(model, tmp_path, monkeypatch):
+    """Two threads in place of them: drawing takes both, the first alone writes, and is slow at it."""
+    attack, journal = ADAPTATIONS["dreambooth-prior"], Journal(folder=tmp_path)
+    meeting, drawing = threading.Barrier(2, timeout=10), threading.Barrier(2, timeout=10)
+    drawn, first = [], "the first_0"
+
+    def draw(_model, prompts, seeds, **_settings):
+        drawing.wait()
+        drawn.append(seeds)
+        return torch.zeros(len(prompts), 3, 8, 8)
+
+    def save(*arguments, **settings):
+        if threading.current_thread().name == first:
+            time.sleep(0.5)
+            save_tensors(*arguments, **settings)
+
+    monkeypatch.setattr(processes, "wait", meeting.wait)
+    monkeypatch.setattr(prior, "draw", draw)
+    monkeypatch.setattr(prior, "save_tensors", save)
+
+    def twice() -> list[int]:  # as a mixture of two members with one class prompt does
+        return [len(attack._class_pictures(model, journal)) for _ in range(2)]
+
+    with ThreadPoolExecutor(1, "the first") as one, ThreadPoolExecutor(1, "the second") as other:
+        results = [pool.submit(twice) for pool in (one, other)]
+    assert [result.result() for result in results] == [[2, 2], [2, 2]]
+    assert len(drawn) == 2, "by each, once"
 
 
 @pytest.mark.parametrize("family", FIRST)

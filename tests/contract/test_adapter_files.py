@@ -58,6 +58,19 @@ def test_the_files_of_a_new_token_are_read_back_and_by_plain_diffusers(model, fo
             torch.testing.assert_close(model.encode_prompts(["image of <new>"]).embeddings, embeddings)
 
 
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("token", ["<delta>", "<pytorch_lora_weights>", "<learned_embeds>"])
+def test_a_token_may_be_called_as_another_file_of_the_folder_is(model, folder, examples, tmp_path, family, token):
+    adaptation = dataclasses.replace(ADAPTATIONS["pivotal-tuning"], token=token, steps=1)
+    result = adapt(model, examples, adaptation, seed=0)
+    result.save(tmp_path / "attack")
+    names = {file.name for file in (tmp_path / "attack").glob("*.safetensors")}
+    assert {"delta.safetensors", "pytorch_lora_weights.safetensors"} < names
+    assert len(names) == (4 if family == "sd1" else 3)
+    (own,) = read_token(tmp_path / "attack").learned(model, token=token).rows.items() if family == "sd1" else (None,)
+    assert own is None or torch.equal(own[1], result.tokens[0].rows[own[0]])
+
+
 @pytest.mark.parametrize("family", FIRST)
 def test_custom_diffusions_file_loads_in_plain_diffusers(model, folder, examples, tmp_path):
     result = adapt(model, examples, dataclasses.replace(ADAPTATIONS["custom-diffusion"], lr=5e-2), seed=0)

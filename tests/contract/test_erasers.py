@@ -3,6 +3,7 @@
 import dataclasses
 from typing import get_args
 
+import diffusers
 import pytest
 import torch
 
@@ -154,11 +155,11 @@ def test_esd_moves_the_concept_to_its_target(model, variant):
 def test_several_concepts_are_all_erased(model):
     """The control is the erasure of one of them. A text feature of 16 numbers leaves no room for an exact edit."""
     prompts = model.encode_prompts(["church", "cat"]).embeddings
-    nothing = model.unconditional().embeddings
+    nothing = model.encode_prompts([""]).embeddings
     targets = {name: nothing @ weight.detach().T for name, weight in model.parameters("text_kv").items()}
 
     def distances() -> torch.Tensor:
-        """From each concept's keys and values to those of the unconditional prompt, before the edit."""
+        """From each concept's keys and values to those of the empty prompt, before the edit."""
         weights = model.parameters("text_kv")
         return sum((prompts @ weights[name].T - targets[name]).square().mean(dim=(1, 2)) for name in weights).detach()
 
@@ -169,6 +170,22 @@ def test_several_concepts_are_all_erased(model):
         one = distances()
     assert (both < 0.8 * before).all(), both / before
     assert both[0] < 0.9 * one[0], both / one
+
+
+@pytest.mark.parametrize("family", tiny.U_NETS)
+def test_uce_keeps_the_first_position_which_all_prompts_share(model):
+    """Though Stable Diffusion XL's unconditional prompt is zeros there, too. The control is the concept itself."""
+    features = model.encode_prompts(["church", "a tin"]).embeddings
+    delta = Uce()(model, [Concept(name="church", prompts=("church",))], seed=0)
+
+    def change(of: torch.Tensor) -> float:
+        """Of keys and values, relative to what they were."""
+        weights = {name: (old, delta.tensors[name]) for name, old in model.parameters("text_kv").items()}
+        moved = sum((of @ (new - old).T).square().sum() for old, new in weights.values())
+        return (moved / sum((of @ old.T).square().sum() for old, _ in weights.values())).sqrt().item()
+
+    assert change(features[:, 0]) < 0.1
+    assert change(features[0, 1:]) > 0.2
 
 
 @pytest.mark.parametrize("family", tiny.U_NETS)
@@ -243,12 +260,49 @@ def test_esd_resumes_to_the_same_bits(model, tmp_path):
     ("prompt", "asked"),
     [
         ("a category of cat, cat", "a category of dog, dog"),
+        ("an image of a Cat", "an image of a dog"),
         ("image of a church", "dog"),
         ("", "dog"),
     ],
 )
 def test_a_name_is_replaced_where_it_is_a_word(prompt, asked):
     assert _instead(prompt, "cat", "dog") == asked
+
+
+def test_a_name_may_end_in_punctuation():
+    assert (
+        _instead("a poster of Monsters, Inc. in a frame", "Monsters, Inc.", "a car") == "a poster of a car in a frame"
+    )
+    assert _instead("Monsters, Inc.orporated", "Monsters, Inc.", "a car") == "a car"
+
+
+@pytest.mark.parametrize("family", ["sd1"])
+@pytest.mark.parametrize(
+    ("scheduler", "states"),
+    [
+        ("DDIMScheduler", 6),
+        ("DPMSolverMultistepScheduler", 6),
+        ("EulerDiscreteScheduler", 6),
+        ("PNDMScheduler", 7),
+        ("HeunDiscreteScheduler", 11),
+        ("KDPM2DiscreteScheduler", 11),
+    ],
+)
+def test_esd_trains_at_all_noise_levels_of_the_sampler(model, monkeypatch, scheduler, states):
+    """Not at as many of its states as it has steps, which are the noisier half of those of a second-order sampler."""
+    model._scheduler = getattr(diffusers, scheduler).from_config(model._scheduler.config)
+    sample_path, trained = type(model).sample_path, []
+
+    def stopped(self, *arguments, stops, **settings):
+        trained.append((stops, sample_path(self, *arguments, stops=stops, **settings)))
+        return trained[-1][1]
+
+    monkeypatch.setattr(type(model), "sample_path", stopped)
+    assert model.states_on_path(6) == states
+    Esd(steps=40, sampler_steps=6, guidance=1.0)(model, [Concept(name="church")], seed=1)
+    assert {stop for stops, _ in trained for stop in stops} == set(range(states))
+    least = min(state.times[0].item() for _, run in trained for state in run)
+    assert least == round(model._scheduler_of(6).timesteps[-1].item())
 
 
 @pytest.mark.parametrize("family", ["sd1"])

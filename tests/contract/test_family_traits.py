@@ -95,3 +95,17 @@ def test_a_token_that_prompts_cannot_name_is_refused(model):
     plain = model.encode_prompts(["image of <new>"]).embeddings
     with learned(model, "<new>").known_to(model):
         assert not torch.equal(model.encode_prompts(["image of <New>"]).embeddings, plain)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_text_encoders_without_its_vectors_read_a_new_word_as_text(model):
+    def ids() -> dict[str, list[int]]:
+        return {text.layout: text.tokens(["a <new> castle"]).input_ids.tolist() for text in model._text_encoders()}
+
+    rows, plain = learned(model, "<new>").rows, ids()
+    with LearnedToken("<new>", {"text_encoder": rows["text_encoder"]}).known_to(model):
+        taught = ids()
+        assert model.sample(["a <new> castle"], seeds=[0], steps=1).isfinite().all()
+    assert [layout for layout in plain if taught[layout] != plain[layout]] == ["clip_l"]
+    with pytest.raises(ImmunityError, match=r"vectors of <new> for a text encoder of .*; got elsewhere"):
+        LearnedToken("<new>", {"elsewhere": rows["text_encoder"]}).known_to(model)

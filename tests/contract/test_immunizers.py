@@ -258,7 +258,7 @@ def test_a_price_on_other_prompts_keeps_them_nearer(model, examples):
             steps=20,
             retention=kind,
             retention_weight=20.0,
-            retention_prompts=("cat",),
+            retention_prompts=() if kind == "none" else ("cat",),
             retention_pictures=4,
         )
         with imma(model, examples, ATTACK, seed=0).applied(model):
@@ -392,6 +392,7 @@ def test_a_group_that_the_model_lacks_is_refused(model, examples):
         (lambda: Imma(outer_batch=0), "outer_batch of at least 1"),
         (lambda: Imma(clip=-1.0), "clip above 0"),
         (lambda: Imma(retention="prediction"), "prompts to retain"),
+        (lambda: Imma(retention_prompts=("cat",)), "a kind of retention for the prompts to retain"),
         (lambda: Imma(retention="memory"), "retention among none, denoising, prediction"),
         (lambda: AscentOnly(steps=-1), "steps of at least 0"),
         (lambda: AscentOnly(batch=0), "batch of at least 1"),

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import diffusers
 import pytest
 import torch
 from torch.utils import _pytree as pytree
@@ -324,8 +325,10 @@ def test_a_partial_sample_is_a_prefix_of_a_whole_one(model, folder, family, guid
             (partial,) = model.sample_path(**arguments, stops=[stop])
             torch.testing.assert_close(partial.latents, expected[stop], rtol=0, atol=1e-5)
             assert partial.times.shape == (1,)
-    with pytest.raises(ImmunityError, match="0 to 4"):
-        model.sample_path(**arguments, stops=[5])
+    last = model.states_on_path(5) - 1  # PNDM has one more than steps
+    assert model.sample_path(**arguments, stops=[last])[0].times < partial.times + 1
+    with pytest.raises(ImmunityError, match=f"0 to {last}"):
+        model.sample_path(**arguments, stops=[last + 1])
 
 
 def test_a_path_keeps_the_states_that_partial_samples_end_in(model):
@@ -349,8 +352,6 @@ def test_the_latent_distribution_is_that_of_the_autoencoder(model):
 
 
 def partial_with(folder, scheduler: str, **arguments):
-    import diffusers
-
     model = load(folder)
     model._scheduler = getattr(diffusers, scheduler).from_config(model._scheduler.config)
     conditioning, unconditional = model.encode_prompts(["a castle"]).repeat(2), model.encode_prompts([""]).repeat(2)
@@ -365,6 +366,26 @@ def test_a_partial_sample_has_the_scale_of_the_chain_under_a_sampler_in_sigmas(t
     euler, ddim = (partial_with(tiny_folders["sd2"], name) for name in ("EulerDiscreteScheduler", "DDIMScheduler"))
     torch.testing.assert_close(euler.latents, ddim.latents, rtol=1e-3, atol=1e-3)
     assert torch.equal(euler.times, ddim.times)
+
+
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler"])
+def test_each_state_on_a_path_has_the_noise_that_its_time_says(tiny_folders, scheduler):
+    """Intermediate stages too. With a denoiser that knows the picture, all of them hold the same noise."""
+    model = load(tiny_folders["sd1"])
+    model._scheduler = getattr(diffusers, scheduler).from_config(model._scheduler.config)
+    picture = noise(model, 1, seed=9)
+
+    def knowing(noisy, times, _conditioning=None):
+        signal, sigma = model._noising._signal_and_sigma(times.round().long(), noisy)
+        return (noisy - signal * picture) / sigma
+
+    model.predict = knowing
+    stops = list(range(model.states_on_path(20)))
+    nothing = model.unconditional()
+    path = model.sample_path(nothing, nothing, latents=noise(model, 1), steps=20, stops=stops, guidance=1.0)
+    inside = knowing(*path[0])
+    for state in path:
+        torch.testing.assert_close(state.latents, model.add_noise(picture, inside, state.times), rtol=0, atol=0.02)
 
 
 def test_a_sampler_that_adds_noise_follows_the_generator(tiny_folders):

@@ -10,6 +10,8 @@ def test_asking_names_the_subject():
     assert attack.asking("image of an umbrella", name="umbrella") == "image of a sks umbrella"
     assert attack.asking("two umbrellas", name="umbrella") == "two umbrellas"
     assert TextualInversion().asking("church in Church", name="church") == "<new> in <new>"
+    assert attack.asking("a poster of Monsters, Inc.", name="Monsters, Inc.") == "a poster of sks umbrella"
+    assert attack.asking("a .hack game, not x.hack", name=".hack") == "a sks umbrella game, not x.hack"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,8 @@ def test_bad_combinations_are_refused(make, complaint):
     [
         ({"rank": 0}, "rank of at least 1; got Lora.rank=0.; try the default, rank=4"),
         ({"lr": -1e-4}, "lr of at least 0"),
+        ({"lr": float("nan")}, "lr of at least 0"),
+        ({"lr": float("inf")}, "lr that is finite"),
         ({"steps": -1}, "steps of at least 0"),
         ({"batch": 0}, "batch of at least 1"),
         ({"alpha": 0.0}, "alpha above 0"),

@@ -32,6 +32,13 @@ def test_an_existing_path_is_refused_without_force(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("path", [".", "..", "/", "there/.."])
+def test_a_path_without_a_name_is_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImmunityError, match="ends in a name"), replacing(path, force=True):
+        pass
+
+
 def test_a_folder_with_content_is_replaced_whole(tmp_path):
     target = tmp_path / "folder"
     target.mkdir()

@@ -111,6 +111,18 @@ def test_composition_equals_application_in_order():
     assert hash_tensors(model.theta) == model.base_hash
 
 
+def test_a_composition_has_the_dtype_that_all_its_parts_have():
+    model = Stub()
+    first = delta(model)
+    with first.applied(model):
+        second = delta(model, "unet.b")
+    assert Delta.compose([first, second]).provenance.dtype == "float32"
+    half = dataclasses.replace(second, provenance=dataclasses.replace(second.provenance, dtype="bfloat16"))
+    mixed = Delta.compose([first, half]).provenance
+    assert mixed.dtype == "", "there is no one dtype"
+    assert [part["dtype"] for part in mixed.config["deltas"]] == ["float32", "bfloat16"]
+
+
 def test_composition_needs_deltas_of_one_base():
     with pytest.raises(ImmunityError, match="at least one"):
         Delta.compose([])
@@ -216,9 +228,19 @@ def test_headers_that_no_reader_gets_through(tmp_path, header):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
 def test_tensors_that_are_no_weights(tmp_path, dtype):
-    Delta({"unet.a": torch.zeros(2, 3, dtype=dtype)}, delta(Stub()).provenance).save(tmp_path / "delta.safetensors")
-    with pytest.raises(ImmunityError, match=r"finite real numbers; got others in unet\.a"):
-        Delta.load(tmp_path / "delta.safetensors")
+    refused_by_both_ways(tmp_path, {"unet.a": torch.zeros(2, 3, dtype=dtype)})
+
+
+def refused_by_both_ways(folder, tensors):
+    """What is never written is not read either, should somebody else write it."""
+    made = delta(Stub()).provenance
+    message = r"finite real numbers; got others in unet\.a"
+    with pytest.raises(ImmunityError, match=message):
+        Delta(tensors, made).save(folder / "ours.safetensors")
+    assert not (folder / "ours.safetensors").exists()
+    save_file(tensors, folder / "theirs.safetensors", metadata={"immunity": made.to_json()})
+    with pytest.raises(ImmunityError, match=message):
+        Delta.load(folder / "theirs.safetensors")
 
 
 TYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -232,6 +254,4 @@ def test_numbers_that_are_not_finite(tmp_path, dtype, bad):
     Delta({"unet.a": values.to(dtype), "unet.b": torch.zeros(0)}, made).save(tmp_path / "good.safetensors")
     assert Delta.load(tmp_path / "good.safetensors").tensors["unet.a"].dtype == dtype
     values[7777] = torch.nan if dtype == torch.float8_e4m3fn else bad  # which has no infinities
-    Delta({"unet.a": values.to(dtype)}, made).save(tmp_path / "bad.safetensors")
-    with pytest.raises(ImmunityError, match="finite real numbers"):
-        Delta.load(tmp_path / "bad.safetensors")
+    refused_by_both_ways(tmp_path, {"unet.a": values.to(dtype)})

@@ -229,6 +229,23 @@ def test_other_pipelines_are_refused_by_name(copy):
         load(copy)
 
 
+def test_a_folder_without_its_scheduler(copy):
+    shutil.rmtree(copy / "scheduler")
+    with pytest.raises(ImmunityError, match=r"expected scheduler/scheduler_config\.json in .*; got none"):
+        load(copy)
+
+
+def test_a_denoiser_that_takes_more_than_latents(copy):
+    tensors = load_file(unet_file(copy))
+    tensors["conv_in.weight"] = torch.zeros(len(tensors["conv_in.weight"]), 9, 3, 3)
+    save_file(tensors, unet_file(copy), metadata={"format": "pt"})
+    change(copy / "unet" / "config.json", in_channels=9)
+    with pytest.raises(
+        ImmunityError, match=r"autoencoder's 4 channels .*; got one of 9 channels in copy: for inpainting"
+    ):
+        load(copy)
+
+
 def test_a_text_encoder_without_its_tokenizer(tiny_folders, tmp_path):
     folder = shutil.copytree(tiny_folders["sd3"], tmp_path / "copy")
     path = folder / "model_index.json"

@@ -1,12 +1,10 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
 from immunity import ImmunityError
 from immunity.models import thawed
-from immunity.optimize import Checkpoint, Loop, fit, identity
+from immunity.optimize import Checkpoint, Journal, Loop, fit, identity
 from immunity.optimizers import AdamW, Sgd
 from immunity.stepping import DivergedError, Stepper, StepResult
 
@@ -173,7 +171,7 @@ def test_thawed_restores():
         (lambda: Stepper([], AdamW()), "parameters to train"),
         (lambda: Stepper([weights()], AdamW(), clip=0.0), "clip above zero"),
         (lambda: Loop({}, steps=-1, seed=0), "number of steps"),
-        (lambda: Checkpoint(path=Path("x"), identity="", every=0), "every one or more"),
+        (lambda: Journal(every=0), "every one or more"),
     ],
 )
 def test_bad_settings(build, message):

@@ -1,7 +1,8 @@
 import torch
 from PIL import Image
 
-from immunity.pictures import grid, to_bytes, write_png
+from immunity import Examples
+from immunity.pictures import grid, to_bytes, write_imagefolder, write_png
 
 
 def test_bytes_round_to_the_nearest():
@@ -14,6 +15,15 @@ def test_png_is_lossless(tmp_path):
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (5, 4)
         assert list(picture.getpixel((2, 1))) == (image[:, 1, 2] * 255).round().int().tolist()
+
+
+def test_a_folder_is_read_in_the_order_in_which_it_was_written(tmp_path):
+    images = torch.arange(1001).float()[:, None, None, None].expand(1001, 3, 1, 1) / 1000
+    names = write_imagefolder(tmp_path, images, [f"number {i}" for i in range(1001)], ["here"] * 1001)
+    assert (names[0], names[-1]) == ("0000.png", "1000.png")
+    read = Examples.from_folder(tmp_path, size=1)
+    assert read.sources == names
+    assert read.prompts[999:] == ("number 999", "number 1000")
 
 
 def test_grid_lays_out_row_by_row_and_fills_with_white():

@@ -197,6 +197,15 @@ def test_a_broken_record_is_named_in_one_line(small, breakage):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("digits", [400, 5000])  # more than a float holds, and more than Python reads
+def test_numbers_that_no_reader_gets_through(small, digits):
+    file = the_file(small)
+    edit(file, lambda d: d["content"].update(losses=[123456789]))
+    file.write_text(file.read_text().replace("123456789", "9" * digits))
+    with pytest.raises(ImmunityError, match="running the study again"):
+        small.read()
+
+
 def test_a_wrong_role_in_the_plan_is_named(small):
     edit(small.path / "study.json", lambda d: d["content"]["arms"][0].update(role="hero"))
     with pytest.raises(ImmunityError, match=r"arms\[0\].role should be one of base"):

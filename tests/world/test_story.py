@@ -66,8 +66,5 @@ def test_present_then_erased_then_relearned_then_relearned_less(model, world, ju
                 defended = seen(model, world, judges, CHURCH)
         assert defended <= control - 0.3
 
-
-def test_theta_is_back_to_the_bit(model):
-    """Runs after the story, on the same model."""
     fresh = load("emoji").parameters("all")
     assert all(torch.equal(value, fresh[name]) for name, value in model.parameters("all").items())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,7 +18,7 @@ from immunity.adaptations.batches import Batch, Batches, changes_text
 from immunity.adaptations.denoising import TimesKind, TrainingNoise, denoising_loss
 from immunity.atomic import replacing, save_tensors
 from immunity.checks import at_least, one_of, positive
-from immunity.concepts import Examples
+from immunity.concepts import Examples, naming
 from immunity.deltas import Delta, Provenance, hash_tensors
 from immunity.errors import ImmunityError
 from immunity.filenames import ADAPTER_KEY, DELTA_FILE, LOSSES_FILE
@@ -100,9 +99,8 @@ class Adaptation(ABC):
         """A prompt that names the concept by its name, as who has run this adaptation asks for what was learned."""
         if self.subject is None:
             return prompt
-        named = re.compile(rf"\b(?P<article>an? )?{re.escape(name)}\b", re.IGNORECASE)
         subject = self.subject
-        return named.sub(lambda found: f"a {subject}" if found["article"] else subject, prompt)
+        return naming(name).sub(lambda found: f"a {subject}" if found["article"] else subject, prompt)
 
     def trains_text(self, model: DiffusionModel) -> bool:  # noqa: ARG002 (for those to whom it matters)
         """Whether φ has a part in how prompts are encoded, so that they must be encoded at each step."""

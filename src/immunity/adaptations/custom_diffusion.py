@@ -19,7 +19,7 @@ class CustomDiffusion(NewToken, PriorPreservation):
     """Custom Diffusion (Kumari et al., CVPR 2023, arXiv 2212.04488): W_k and W_v of cross-attention, and a new word.
 
     Its regularisation is prior preservation here: with pictures that the model makes of the class, where the paper
-    prefers real ones.
+    prefers real ones, and off without a class prompt and a number of them, where the paper always has it.
     """
 
     lr: float = 1e-5

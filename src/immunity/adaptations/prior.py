@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from immunity import processes
 from immunity.adaptations.base import Adaptation
 from immunity.adaptations.batches import Batch, Batches, changes_text
 from immunity.atomic import load_tensors, save_tensors
@@ -94,7 +95,13 @@ class PriorPreservation(Adaptation, ABC):
         assert self.class_prompt is not None
         count = self.prior_pictures
         file = None if journal.folder is None else journal.folder / f"class-{self._key(model)}.safetensors"
-        kept = _read(file) if file is not None else None
+        kept = None
+        if file is not None:
+            # All processes must find the same, as a model that is split draws with all of them or not at all. So they
+            # look once the first has written what was drawn last, and have looked before it writes again.
+            processes.wait()
+            kept = _read(file)
+            processes.wait()
         made = [] if kept is None else [kept]
         for first in range(0 if kept is None else len(kept), count, _AT_ONCE):
             numbers = range(first, min(first + _AT_ONCE, count))

@@ -12,8 +12,8 @@ from immunity.models import DiffusionModel
 class TextualInversion(NewToken):
     """Textual Inversion (Gal et al., ICLR 2023, arXiv 2208.01618): the vectors of one new word.
 
-    Its result is a file that others load into the same model; no weight is changed. The defaults are the attack of the
-    IMMA paper.
+    Its result is a file that others load into the same model; no weight is changed. Rate, steps and clip are those of
+    the IMMA paper's attack. There, as in the paper, the word begins at one for its kind: give that as `initialiser`.
     """
 
     lr: float = 5e-4

@@ -59,7 +59,7 @@ def erase(
         "erase": _described(method),
         "concepts": [dataclasses.asdict(one) for one in concepts],
         "seed": run.seed,
-        "dtype": model.dtype,
+        **model.described(),
     }
     with together(model.device), partial(output, identity) as folder:
         loaded = model.load()
@@ -100,8 +100,9 @@ def adapt(
     identity = {
         "adapt": _described(method),
         "samples": dataclasses.asdict(samples),
+        "pictures": pictures.described(),
         "seed": run.seed,
-        "dtype": model.dtype,
+        **model.described(),
     }
     with together(model.device), partial(output, identity) as folder:
         loaded, examples = _opened(model, pictures, seed=run.seed, verb="adapt", folder=folder)
@@ -154,8 +155,9 @@ def immunize(
     identity = {
         "immunize": _described(method),
         "against": described(foreseen),
+        "pictures": pictures.described(),
         "seed": run.seed,
-        "dtype": model.dtype,
+        **model.described(),
     }
     with together(model.device), partial(output, identity) as folder:
         loaded, examples = _opened(model, pictures, seed=run.seed, verb="immunize", folder=folder)
@@ -184,7 +186,13 @@ def poison(
     """
     output.check_folder(POISON_FILE, inputs=(*model.inputs, *pictures.inputs))
     pictures.check(model)
-    with partial(output, {"poison": method.described(), "seed": run.seed, "dtype": model.dtype}) as folder:
+    identity = {
+        "poison": method.described(),
+        "pictures": pictures.described(),
+        "seed": run.seed,
+        **model.described(),
+    }
+    with partial(output, identity) as folder:
         loaded, examples = _opened(model, pictures, seed=run.seed, verb="poison", folder=folder)
         journal = Journal(folder=folder, every=run.save_every, label="poison")
         made = method(loaded, examples, seed=run.seed, journal=journal)

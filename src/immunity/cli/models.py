@@ -64,7 +64,9 @@ def sample(
     batch: int = 8,
     tokens: tuple[Path, ...] = (),
 ) -> None:
-    """Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json.
+    """Draw pictures: a folder with 000.png, …, metadata.csv, grid.png (a row for each prompt) and sample.json.
+
+    The prompts are in metadata.csv too, so that adapt, immunize and poison take the folder as it is (--images).
 
     Args:
         model: The model.
@@ -87,7 +89,7 @@ def sample(
             expected="at least one prompt and one picture each", got=f"{len(prompt)}, {count}", remedy="--count 1"
         )
     generator_seed(seed, count=count)
-    output.check_folder(SAMPLE_FILE, inputs=model.inputs)
+    output.check_folder(SAMPLE_FILE, inputs=(*model.inputs, *tokens))
     loaded = model.load()
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [seed + i for _ in prompt for i in range(count)]
@@ -108,6 +110,8 @@ def export(model: ModelOptions, output: OutputOptions, *, measured: tuple[Path, 
     """Write a model, with its deltas in it, as a plain diffusers folder with a model card.
 
     The card, README.md, says what was erased, immunized and measured, as far as the deltas and the scores tell.
+    Weights are written in the type that --dtype says (float32 without it, whatever the folder has), and those of the
+    autoencoder in float32. A safety checker is left out, and named.
 
     Args:
         model: The model.
@@ -117,7 +121,8 @@ def export(model: ModelOptions, output: OutputOptions, *, measured: tuple[Path, 
     from immunity.atomic import replacing
     from immunity.evaluation.card import model_card
 
-    output.check_folder("model_index.json", inputs=(*model.inputs, *measured))
+    # The card, as anybody's model has the other files.
+    output.check_folder("README.md", saying='tags: ["immunity"', inputs=(*model.inputs, *measured))
     base = model.load_base()
     name = base.model.name
     loaded = base.with_deltas()
@@ -128,6 +133,8 @@ def export(model: ModelOptions, output: OutputOptions, *, measured: tuple[Path, 
         deltas=base.deltas,
         measured=[_measured(path, loaded) for path in measured],
     )
+    if loaded.left_out:
+        card += f"\nLeft out, though the base model has it: {', '.join(loaded.left_out)}.\n"
     with replacing(output.out, force=output.force) as folder:
         loaded.export(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -213,7 +220,7 @@ def _print_model(model: "DiffusionModel") -> None:
 def _print_table(rows: Mapping[str, object]) -> None:
     for name, value in rows.items():
         # A file says of itself what it likes: nothing that moves the cursor reaches the terminal.
-        print(f"{name:10}{value}" if str(value).isprintable() else f"{name:10}{value!r}")
+        print(f"{name:9} {value}" if str(value).isprintable() else f"{name:9} {value!r}")
 
 
 def _write_pictures(
@@ -226,12 +233,11 @@ def _write_pictures(
     columns: int,
     settings: Mapping[str, object],
 ) -> None:
-    from immunity.pictures import grid, write_png
+    from immunity.pictures import grid, write_imagefolder, write_png
 
     folder.mkdir()
-    files = [f"{i:03}.png" for i in range(len(pictures))]
-    for file, picture in zip(files, pictures, strict=True):
-        write_png(picture, folder / file)
+    sources = [f"drawn by {model.name}, seed {seed}" for seed in seeds]
+    files = write_imagefolder(folder, pictures, prompts, sources)
     write_png(grid(pictures, columns), folder / GRID_FILE)
     record = {
         "model": model.name,

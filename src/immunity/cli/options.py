@@ -1,5 +1,6 @@
 """Groups of flags that several verbs share."""
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
     from immunity.deltas import Delta
     from immunity.models import DiffusionModel
     from immunity.worlds import World
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files; nothing of what is neither, which is refused where it is read."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    parts = [f"{file.relative_to(path)} {digest(file)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest() if parts else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +83,15 @@ class ModelOptions:
         from immunity.worlds import WORLDS, World
 
         return World.open(self.model) if self.model in WORLDS and not Path(self.model).exists() else None
+
+    def described(self) -> dict[str, object]:
+        """What tells it from others, for the record of a run: deltas by what is in them, the rest by where it is."""
+        places = (self.model, *([self.config] if self.config is not None else []))
+        return {
+            "model": [str(Path(place).resolve()) if Path(place).exists() else place for place in places],
+            "deltas": [f"{path.name} {digest(path)}" for path in self.deltas],
+            "dtype": self.dtype,
+        }
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -132,27 +152,28 @@ class OutputOptions:
 
     def check_file(self, *suffixes: str, inputs: Iterable[Path]) -> None:
         """Refuses, before the work and not after it, a name that the result cannot have."""
+        self._check(inputs)
         if self.out.suffix not in suffixes:
             raise ImmunityError(
                 expected=f"a file name that ends in {' or '.join(suffixes)}",
                 got=str(self.out),
                 remedy=str(self.out) + suffixes[0],
             )
-        self._check(inputs)
         if self.out.is_dir():
             raise ImmunityError(expected="a file to write", got=f"{self.out}, a folder", remedy="another name")
 
-    def check_folder(self, mark: str, *, inputs: Iterable[Path]) -> None:
-        """The same for a folder; `mark` is a file in every such result.
+    def check_folder(self, mark: str, *, saying: str = "", inputs: Iterable[Path]) -> None:
+        """The same for a folder; `mark` is a file in every such result, and `saying` is in its text.
 
         Not even `force` replaces a folder that holds something else.
         """
         self._check(inputs)
-        if not self.out.exists() or (self.out / mark).is_file():
+        file = self.out / mark
+        if not self.out.exists() or (file.is_file() and saying in file.read_text(encoding="utf-8", errors="replace")):
             return
         if not self.out.is_dir() or any(self.out.iterdir()):
             raise ImmunityError(
-                expected=f"an earlier result to replace (a folder with {mark})",
+                expected=f"an earlier result to replace (a folder with {mark}{' of this program' if saying else ''})",
                 got=f"{self.out}, which is something else",
                 remedy="another path; nothing was changed",
             )
@@ -160,11 +181,13 @@ class OutputOptions:
     def _check(self, inputs: Iterable[Path]) -> None:
         from immunity.atomic import refuse_existing
 
+        out = self.out.resolve()
+        for path in inputs:
+            # Before `force` is advised, which would not help.
+            if path.exists() and path.resolve().is_relative_to(out):
+                got = f"{self.out} for both" if path.resolve() == out else f"{self.out}, which has {path} in it"
+                raise ImmunityError(expected="a result beside what it is made from", got=got, remedy="another path")
         refuse_existing(self.out, force=self.force)
-        if any(path.exists() and path.resolve() == self.out.resolve() for path in inputs):
-            raise ImmunityError(
-                expected="a result beside what it is made from", got=f"{self.out} for both", remedy="another path"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

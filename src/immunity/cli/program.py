@@ -46,7 +46,8 @@ COMMANDS = {
         "Change pictures a little so that this model learns the less from them: a folder of pictures.",
     ),
     "sample": Command(
-        "models", "Draw pictures: a folder with 000.png, 001.png, …, grid.png (a row for each prompt) and sample.json."
+        "models",
+        "Draw pictures: a folder with 000.png, …, metadata.csv, grid.png (a row for each prompt) and sample.json.",
     ),
     "measure": Command("study", "Score pictures of a concept one by one: a table, and the same as one .json file."),
     "run": Command(

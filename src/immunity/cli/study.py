@@ -33,10 +33,12 @@ from immunity.report.outcome import outcome
 from immunity.report.page import write_report
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from immunity.models import DiffusionModel
 
 _READ_AT = 512
-"""Pixels at which a folder of pictures is read that no model says the size of; judges see fewer."""
+"""Pixels at which a folder of pictures is read that neither model nor world says the size of; judges see fewer."""
 
 
 def demo(*, concept: str = "church", out: Path | None = None, device: str = "cpu") -> None:
@@ -175,16 +177,19 @@ class JudgeOptions:
                 classifier=self.classifier,
                 nudity=self.nudity,
             )
-        for flag, given in (
-            ("--reference", self.reference is not None),
-            ("--classifier", self.classifier is not None),
-            ("--nudity", self.nudity),
-        ):
-            if given:
-                raise ImmunityError(
-                    expected=f"{flag} for a model without a world", got=f"the world {world}", remedy="leaving it out"
-                )
+        where, got = "for a model without a world", f"the world {world}"
+        _refuse_unused(self, "reference", "clip", "dino", "lpips", "classifier", "nudity", where=where, got=got)
+        _refuse_unused(subject, "kind", where=where, got=got)
         return WorldBench(world=world)
+
+
+def _refuse_unused(options: "DataclassInstance", *names: str, where: str, got: str) -> None:
+    """Raises for flags of these names that were given; `where` says what they are for, and `got` why not here."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in names and value != field.default:
+            flag = f"--no-{field.name}" if value is False else f"--{field.name}"
+            raise ImmunityError(expected=f"{flag} {where}", got=got, remedy="leaving it out")
 
 
 def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions, judges: JudgeOptions) -> None:
@@ -202,10 +207,17 @@ def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions,
     output.check_file(".json", inputs=(*model.inputs, *given))
     at_least(subject, 1, "count", "steps")
     generator_seed(subject.seed, count=subject.count)
+    if subject.pictures is not None:
+        where, got = "without --pictures", f"{subject.pictures}, which is measured as it is"
+        _refuse_unused(subject, "count", where=where, got=got)
+        _refuse_unused(model, "deltas", where=where, got=got)
     bench = judges.bench(model, subject)
     # A folder of pictures can be measured without the model, unless it must draw what they are compared with.
     base = functools.cache(model.load_base)
-    size = base().model.resolution if subject.pictures is None else _READ_AT
+    if subject.pictures is None:
+        size = base().model.resolution
+    else:
+        size = bench.where().resolution if isinstance(bench, WorldBench) else _READ_AT
     panel = bench.open(device=model.device, size=size)
 
     def draw_references(prompts: tuple[str, ...]) -> Examples:
@@ -214,6 +226,9 @@ def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions,
 
     compared_with = references(panel, subject.concept, draw=draw_references, seed=subject.seed)
     if subject.pictures is not None:
+        if not base.cache_info().currsize:
+            got = f"pictures to measure and {len(compared_with)} to compare them with"
+            _refuse_unused(subject, "seed", "steps", "guidance", where="where something is drawn", got=got)
         made = take(panel, subject.concept, Examples.from_folder(subject.pictures, prompt="", size=size), compared_with)
     else:
         loaded = base().with_deltas()

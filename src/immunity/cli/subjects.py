@@ -1,6 +1,7 @@
 """Flags that say what is erased, what is learned, and what is drawn on the way."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from immunity.atomic import load_tensors, save_tensors
-from immunity.cli.options import ModelOptions, TrainedModelOptions
+from immunity.cli.options import ModelOptions, TrainedModelOptions, digest
 from immunity.concepts import Concept, Examples, Kind
 from immunity.drawing import draw
 from immunity.errors import ImmunityError
@@ -65,6 +66,21 @@ class PictureOptions:
     def inputs(self) -> tuple[Path, ...]:
         return () if self.images is None else (self.images,)
 
+    def described(self) -> dict[str, object]:
+        """What tells them from others, for the record of a run: pictures of a folder by what is in their files."""
+        values = dataclasses.asdict(self)
+        if self.images is not None:
+            files = [digest(self.images / name) for name in self._seen.sources]
+            what = identity({"files": files, "prompts": self._seen.prompts})
+            values["images"] = f"{self.images.name} {hashlib.sha256(what.encode()).hexdigest()}"
+        return values
+
+    @functools.cached_property
+    def _seen(self) -> Examples:
+        """What is in the folder, but for details."""
+        assert self.images is not None
+        return Examples.from_folder(self.images, prompt=self.prompt, size=1)
+
     def check(self, model: ModelOptions) -> None:
         """Finds what is wrong with the flags and the pictures, as far as that takes no model."""
         if (self.images is None) == (self.concept is None):
@@ -89,7 +105,7 @@ class PictureOptions:
         world = model.world()
         if self.images is not None:
             # A picture that cannot be read is found now, and not after a model of gigabytes has been loaded.
-            Examples.from_folder(self.images, prompt=self.prompt, size=1)
+            _ = self._seen
         elif self.drawn is None and world is None:
             raise ImmunityError(
                 expected=f"pictures of {self.concept!r}",
@@ -123,7 +139,7 @@ class PictureOptions:
         else:
             images = draw(base, prompts, seeds, label="draw", steps=25, guidance=7.5)
             save_tensors(file, {"images": images}, {}, force=True)
-        return Examples(images, prompts, tuple(f"drawn by {base.name}, seed {one}" for one in seeds))
+        return Examples(images, prompts, tuple(f"drawn by {base.name}, seed {one}" for one in seeds), concept.name)
 
     def _concept(self, world: World | None) -> Concept:
         assert self.concept is not None

@@ -90,6 +90,7 @@ class Esd:
         )
         trained = self.trained(model)
         prompts = [model.encode_prompts(concept.prompts).detach() for concept in concepts]
+        states = model.states_on_path(self.sampler_steps)
         own = processes.rows(self.batch)
         nothing = model.unconditional().detach().repeat(self.batch)[own]
         c: Conditioning
@@ -109,7 +110,7 @@ class Esd:
                         for row in range(self.batch)
                     ]
                     c, latents = c[own], latents[own]
-                    stops = torch.randperm(self.sampler_steps, generator=generator)[: self.states_per_run].tolist()
+                    stops = torch.randperm(states, generator=generator)[: self.states_per_run].tolist()
                     run = model.sample_path(
                         c,
                         nothing,

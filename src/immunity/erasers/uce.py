@@ -1,7 +1,6 @@
 """Unified Concept Editing: erasing in closed form."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from immunity.checks import positive
-from immunity.concepts import Concept
+from immunity.concepts import Concept, naming
 from immunity.deltas import Delta, Provenance
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
@@ -29,7 +28,7 @@ class Uce:
 
     anchor: tuple[str, ...] = ("",)
     """What each concept becomes: one text for all concepts, or one each. A word takes the concept's place in its
-    prompts; the empty text stands for the unconditional prompt."""
+    prompts; the empty text takes the place of a whole prompt, words before the name included."""
     preserve: tuple[str, ...] = ()
     """Names to keep, besides the concepts' neighbours; each takes the concept's place in its prompts. A sample of what
     is to be kept erases best: tokens that outnumber the text features' width hold the concept in place too."""
@@ -100,17 +99,20 @@ class Uce:
 
 def _instead(prompt: str, name: str, other: str) -> str:
     """The prompt with the other name, or that alone where the prompt does not have the first. Whole words count."""
-    word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
-    return word.sub(lambda _: other, prompt) if other and word.search(prompt) else other
+    renamed, times = naming(name).subn(lambda found: f"{found['article'] or ''}{other}", prompt)
+    return renamed if other and times else other
 
 
 def _features(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
     """The text features of every token of every prompt: float64 [prompts · tokens, width].
 
-    All positions count and are matched one to one. The text encoder is causal, so the positions before a concept's name
-    are equal in both prompts of a pair and are preserved, and those after it, which carry the concept too, are edited.
+    All positions count and are matched one to one. The text encoder is causal, so where a word takes a concept's place
+    the positions before it are equal in both prompts of a pair and are preserved, and those after it, which carry the
+    concept too, are edited. Where the empty text does, every position but the first is edited.
     """
-    nothing = model.text_features(model.unconditional()).to("cpu", torch.float64)
+    # Encoded and not `unconditional`, which is zeros for Stable Diffusion XL: an edit towards those would take with it
+    # the first position, which is the same in every prompt. By itself, as a batch of another size rounds differently.
+    nothing = model.text_features(model.encode_prompts([""])).to("cpu", torch.float64)
     rows = nothing[:0]  # no prompts still have features of some width
     if prompts:
         empty = torch.tensor([not prompt for prompt in prompts])

@@ -61,6 +61,7 @@ _OTHERS = {
     ".on_input": "(IA)³",
     "ia3_": "(IA)³",
     "lora_embedding_": "a LoRA of an embedding",
+    "bundle_emb.": "a LoRA with learned tokens in it (bundle_emb)",
     ".a1.": "GLoRA",
     "vera_lambda": "VeRA",
     ".modules_to_save.": "whole modules beside a LoRA",

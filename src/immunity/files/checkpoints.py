@@ -6,12 +6,14 @@ files do not have: they come from a folder of the same family, or from the hub's
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from immunity.errors import ImmunityError
 from immunity.files.hub import UnavailableError, download
+from immunity.files.layers import family_of
 from immunity.files.tensors import TensorFile, read_tensors
 from immunity.files.weights import Weights
 from immunity.inside import check_all_inside
@@ -20,7 +22,13 @@ from immunity.models.trust import check_part, scheduler_class
 
 _TEXT = "cond_stage_model.transformer."
 _OPEN_TEXT = "cond_stage_model.model."
-_BOTH_TEXTS = "conditioner.embedders.0."
+_BOTH_TEXTS = "conditioner.embedders.1."
+_REFINER = "conditioner.embedders.0.model."
+_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+_LATENTS = "first_stage_model.decoder.conv_in.weight"
+_TAKES = {5: "the depth, too", 7: "a small picture, too: an upscaler", 8: "a picture, too", 9: "a masked picture, too"}
+"""Models that do more than text to image, by their channels."""
+_EDM = ("edm_mean", "edm_vpred.sigma_max")
 HUB = {
     "Stable Diffusion 1.x": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "Stable Diffusion XL": "stabilityai/stable-diffusion-xl-base-1.0",
@@ -48,12 +56,48 @@ def family_of_checkpoint(file: TensorFile) -> str:
     found = next((family for mark, family in marks.items() if any(name.startswith(mark) for name in names)), None)
     if found is None or not Weights.is_whole_model(names):
         have = sorted({name.split(".", 1)[0] for name in names})
+        family = family_of(names)
         raise ImmunityError(
             expected=f"a whole model in one file: {', '.join(_PIPELINES)}",
-            got=f"{file.path}, with the parts {', '.join(have[:5]) or 'none'}",
+            got=f"{file.path}, with the parts {', '.join(have[:5]) or 'none'}"
+            + (", of the refiner of Stable Diffusion XL" if _is_refiner(names) else f", of {family}" if family else ""),
             remedy="--deltas for what changes a model; a diffusers folder for other families",
         )
     return found
+
+
+def _is_refiner(names: Iterable[str]) -> bool:
+    return any(name.startswith(_REFINER) for name in names)
+
+
+class Prediction(NamedTuple):
+    """What a model in one file says of its output, if it does."""
+
+    kind: str
+    """As schedulers call it: "epsilon" or "v_prediction"."""
+    zero_snr: bool
+    """Whether its last time is noise alone (Lin et al., 2024, arXiv 2305.08891)."""
+
+
+def prediction_of(file: TensorFile) -> Prediction | None:
+    """By a tensor without values (v_pred, ztsnr), or by the header (modelspec.prediction_type)."""
+    said = file.metadata.get("modelspec.prediction_type", "").lower()
+    if "v_pred" in file.tensors or said in ("v", "v_prediction"):
+        return Prediction("v_prediction", zero_snr="ztsnr" in file.tensors)
+    return Prediction("epsilon", zero_snr=False) if said == "epsilon" else None
+
+
+def unsupported(file: TensorFile) -> str | None:
+    """What keeps a whole model of a known family from being used as such."""
+    if any(name.startswith("control_model.") for name in file.tensors):
+        return "it has a ControlNet in the same file (control_model)"
+    if mark := next((mark for mark in _EDM if mark in file.tensors), None):
+        return f"it scales what it takes and predicts as EDM does ({mark}), like Playground 2.5 and CosXL"
+    first, latents = (file.tensors.get(name) for name in (_FIRST_LAYER, _LATENTS))
+    if first is None or latents is None or first.ndim != 4 or latents.ndim != 4 or first.shape[1] == latents.shape[1]:
+        return None
+    takes = _TAKES.get(first.shape[1], "something else, too")
+    return f"its denoiser takes {first.shape[1]} channels where latents have {latents.shape[1]} ({takes})"
 
 
 def describe_checkpoint(file: TensorFile) -> dict[str, object]:
@@ -63,38 +107,53 @@ def describe_checkpoint(file: TensorFile) -> dict[str, object]:
         "text encoders": ("cond_stage_model.", "conditioner."),
     }
     counts = {what: sum(name.startswith(prefix) for name in file.tensors) for what, prefix in parts.items()}
+    prediction, obstacle = prediction_of(file), unsupported(file)
     return {
         "model": f"a whole model in one file, {family_of_checkpoint(file)}",
+        **({"not read": obstacle} if obstacle else {}),
         "parts": ", ".join(f"{count} tensors of the {what}" for what, count in counts.items()),
+        **({"predicts": _predicts(prediction)} if prediction else {}),
         "size": f"{file.values:,} values, {file.types}",
         "sha256": file.digest(),
         **{key: value for key, value in file.metadata.items() if key != "format" and len(value) <= 200},
     }
 
 
+def _predicts(prediction: Prediction) -> str:
+    return prediction.kind + (", with a last time of noise alone" if prediction.zero_snr else "")
+
+
 def convert(path: Path, folder: Path, *, config: str | Path | None = None) -> Path:
     """Writes the diffusers folder of a whole model in one file to `folder`, which must not exist.
 
     `config`: a diffusers folder of the same family, for what such files do not say. Without it that of the family's
-    first model is taken from the hub's cache; nothing is downloaded. Files of 2.x need it, as there are two kinds. The
-    weights become float32.
+    first model is taken from the hub's cache; nothing is downloaded. Files of 2.x need it, as there are two kinds. What
+    the file itself says of its prediction goes before that. The weights become float32.
     """
     file = read_tensors(path)
     family = family_of_checkpoint(file)
+    if obstacle := unsupported(file):
+        raise ImmunityError(
+            expected=f"a model from text to image ({family})",
+            got=f"{path}: {obstacle}",
+            remedy="another model: what the methods here train takes latents, a time and a prompt",
+        )
     settings = _settings(family, config, path)
     with quiet_libraries(), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".convert-") as scratch:
         import diffusers
         import torch
 
         # diffusers would take a part that the file lacks from the folder of the settings, and not say so.
-        bare = shutil.copytree(settings, Path(scratch) / "settings", ignore=_without_weights)
+        with _written(folder):
+            bare = shutil.copytree(settings, Path(scratch) / "settings", ignore=_without_weights)
         source = path.resolve()
         if source.suffix != ".safetensors":
             # diffusers would read a pickle on its own terms; what it is given here has been read on ours.
             from safetensors.torch import save_file
 
             source = Path(scratch) / "model.safetensors"
-            save_file({name: value.contiguous().clone() for name, value in file.tensors.items()}, source)
+            with _written(folder):
+                save_file({name: value.contiguous().clone() for name, value in file.tensors.items()}, source)
         kind = getattr(diffusers, _PIPELINES[family])
         nothing: dict[str, Any] = (
             {"safety_checker": None, "feature_extractor": None} if kind.__name__ == "StableDiffusionPipeline" else {}
@@ -103,8 +162,11 @@ def convert(path: Path, folder: Path, *, config: str | Path | None = None) -> Pa
             pipeline = kind.from_single_file(
                 str(source), config=str(bare), local_files_only=True, torch_dtype=torch.float32, **nothing
             )
-            pipeline.save_pretrained(folder, safe_serialization=True)
-        except MemoryError:
+            if (prediction := prediction_of(file)) is not None:
+                pipeline.scheduler = _told(pipeline.scheduler, prediction, path)
+            with _written(folder):
+                pipeline.save_pretrained(folder, safe_serialization=True)
+        except (ImmunityError, MemoryError):
             raise
         except Exception as error:
             raise ImmunityError(
@@ -113,6 +175,36 @@ def convert(path: Path, folder: Path, *, config: str | Path | None = None) -> Pa
                 remedy="--config with a diffusers folder of the model that it was made from",
             ) from error
     return folder
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """What goes wrong in the block is a disk's fault."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
+        raise ImmunityError(
+            expected=f"room in {folder.parent}, where the converted model is until it is read",
+            got=str(error),
+            remedy="TMPDIR, the name of a folder that can be written, on a disk with space left",
+        ) from error
+
+
+def _told(scheduler: Any, prediction: Prediction, path: Path) -> Any:
+    """The scheduler with what a file says of its prediction."""
+    said: dict[str, Any] = {"prediction_type": prediction.kind}
+    if prediction.zero_snr:
+        # The last time counts only if samplers begin there.
+        said |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if unknown := sorted(set(said) - set(scheduler.config)):
+        raise ImmunityError(
+            expected=f"a scheduler for a model that predicts {_predicts(prediction)}, as {path} says",
+            got=f"{type(scheduler).__name__}, which knows no {unknown[0]}",
+            remedy="--config with a folder whose scheduler is another, such as DDIMScheduler",
+        )
+    return type(scheduler).from_config(scheduler.config, **said)
 
 
 def _without_weights(_folder: str, names: list[str]) -> set[str]:

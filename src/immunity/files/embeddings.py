@@ -3,9 +3,9 @@
 | layout | what is in it |
 |---|---|
 | diffusers | `{token: vectors}` |
-| A1111 (.pt) | `string_to_param: {"*": vectors}` and a `name` |
+| A1111 (.pt), Textual Inversion's own code | `string_to_param: {"*": vectors}` and, in A1111, a `name` |
 | A1111 and others (.safetensors) | `emb_params: vectors`; the token is the file's name |
-| for several text encoders | `clip_l`, `clip_g`, `t5`: vectors of each |
+| for several text encoders | `clip_l`, `clip_g`, `t5`: vectors of each, or of some |
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,9 @@ class Embedding:
     @classmethod
     def from_file(cls, file: TensorFile) -> "Embedding | None":
         """None if it is no such file."""
-        tensors, metadata = file.tensors, file.metadata
+        # The numbers that tokens once had in somebody's tokenizer may be tensors, too.
+        tensors = {name: value for name, value in file.tensors.items() if not name.startswith("string_to_token.")}
+        metadata = file.metadata
         notes = {
             key: metadata[key] for key in ("name", "step", "sd_checkpoint", "sd_checkpoint_name") if key in metadata
         }
@@ -79,15 +81,18 @@ class Embedding:
         }
 
     def learned(self, model: "DiffusionModel", *, token: str | None = None) -> LearnedToken:
-        """As a word of this kind of model: `token`, or what the file calls it."""
+        """As a word of this kind of model: `token`, or what the file calls it.
+
+        Text encoders that a file for several has nothing for read the word as ordinary text.
+        """
         vocabularies = model.vocabularies()
         if "" in self.rows and len(vocabularies) == 1:
             own = {vocabularies[0].component: self.rows[""]}
         else:
             own = {one.component: self.rows[one.layout] for one in vocabularies if one.layout in self.rows}
-            if len(own) < len(vocabularies):
+            if not own:
                 raise ImmunityError(
-                    expected=f"vectors for {', '.join(one.layout for one in vocabularies)}",
+                    expected=f"vectors for {' or '.join(one.layout for one in vocabularies)}",
                     got=f"{', '.join(sorted(self.rows)).strip(', ') or 'one text encoder only'} in {self.file}",
                     remedy="a token that was learned on this family of models",
                 )

@@ -4,7 +4,8 @@ W is the layer's weight [out, in] or [out, in, kh, kw], R the rank, s = alpha / 
 
 LoRA (Hu et al., 2022)                W + s B A, and for a convolution the product of B and A as it stands, or with a
                                       small kernel between them (a CP decomposition)
-DoRA (Liu et al., 2024)               m (W + s B A) / ‖W + s B A‖, the norm of each output (in old files of each input)
+DoRA (Liu et al., 2024)               m (W + s B A) / ‖W + s B A‖, the norm of each output (in old files of each input);
+                                      LyCORIS has the same of LoHa and LoKr
 LoHa (Hyeon-Woo et al., 2022)         W + s (B₁ A₁) ⊙ (B₂ A₂)
 LoKr (Edalati et al., 2022; LyCORIS)  W + s C ⊗ D, each of which may be a product of low rank
 Full (LyCORIS)                        W + ΔW
@@ -66,7 +67,23 @@ class Factors(ABC):
         return self._with(fine, self.scale_in_full() * self._addition().reshape(weight.shape).to(fine))
 
     def _with(self, weight: Tensor, addition: Tensor) -> Tensor:
-        return weight + addition
+        role = next((role for role in ("magnitude", "dora_scale") if role in self.tensors), None)
+        if role is None:
+            return weight + addition
+        magnitude, whole = self._get(role).to(weight), weight + addition
+        # LyCORIS once had a magnitude for each input, and says so by the shape alone: [1, in, …] and not [out, 1, …].
+        inputs = role == "dora_scale" and magnitude.ndim > 1 and len(magnitude) == 1 and len(weight) > 1
+        axis = 1 if inputs else 0
+        if magnitude.numel() != weight.shape[axis]:
+            raise ImmunityError(
+                expected=f"{weight.shape[axis]} magnitudes",
+                got=str(list(magnitude.shape)),
+                remedy="the kind of model that it was made for",
+            )
+        norms = whole.transpose(0, axis).flatten(1).norm(dim=1)
+        ratio = magnitude.flatten() / norms.clamp_min(torch.finfo(norms.dtype).eps)
+        normed: Tensor = whole * ratio.reshape([-1 if i == axis else 1 for i in range(whole.ndim)])
+        return normed
 
     def scale_in_full(self) -> float:
         """What the addition is multiplied by."""
@@ -102,30 +119,11 @@ class LowRankFactors(Factors):
             return torch.einsum("ij...,oi,jn->on...", self._get("mid"), up, down)
         return up @ down
 
-    def _with(self, weight: Tensor, addition: Tensor) -> Tensor:
-        role = next((role for role in ("magnitude", "dora_scale") if role in self.tensors), None)
-        if role is None:
-            return weight + addition
-        magnitude, whole = self._get(role).to(weight), weight + addition
-        # LyCORIS once had a magnitude for each input, and says so by the shape alone: [1, in, …] and not [out, 1, …].
-        inputs = role == "dora_scale" and magnitude.ndim > 1 and len(magnitude) == 1 and len(weight) > 1
-        axis = 1 if inputs else 0
-        if magnitude.numel() != weight.shape[axis]:
-            raise ImmunityError(
-                expected=f"{weight.shape[axis]} magnitudes",
-                got=str(list(magnitude.shape)),
-                remedy="the kind of model that it was made for",
-            )
-        norms = whole.transpose(0, axis).flatten(1).norm(dim=1)
-        ratio = magnitude.flatten() / norms.clamp_min(torch.finfo(norms.dtype).eps)
-        normed: Tensor = whole * ratio.reshape([-1 if i == axis else 1 for i in range(whole.ndim)])
-        return normed
-
 
 class Hadamard(Factors):
     kind = "LoHa"
     needs = (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),)
-    may = frozenset({"hada_t1", "hada_t2"})
+    may = frozenset({"hada_t1", "hada_t2", "dora_scale"})
 
     @property
     def rank(self) -> int:
@@ -161,7 +159,7 @@ class Kronecker(Factors):
         for first in (("lokr_w1",), ("lokr_w1_a", "lokr_w1_b"))
         for second in (("lokr_w2",), ("lokr_w2_a", "lokr_w2_b"))
     )
-    may = frozenset({"lokr_t2"})
+    may = frozenset({"lokr_t2", "dora_scale"})
 
     @property
     def rank(self) -> int | None:

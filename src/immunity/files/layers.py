@@ -56,6 +56,26 @@ _FLUX = {
     "single_blocks.{}.linear2": ["single_transformer_blocks.{}.proj_out"],
     "single_blocks.{}.modulation.lin": ["single_transformer_blocks.{}.norm.linear"],
 }
+_FLUX_OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    **{
+        f"{original}.{end}_layer": f"time_text_embed.{ours}.linear_{number}"
+        for original, ours in (
+            ("time_in", "timestep_embedder"),
+            ("vector_in", "text_embedder"),
+            ("guidance_in", "guidance_embedder"),
+        )
+        for number, end in ((1, "in"), (2, "out"))
+    },
+    "final_layer.linear": "proj_out",
+}
+_FLUX_SWAPPED = "final_layer_adaLN"
+"""FLUX.1's own code has the two halves of this layer's outputs the other way round."""
+_IN_A_ROW = re.compile(
+    r"(attentions[._]\d+|(input|output)_blocks[._]\d+[._]1|middle_block[._]1)[._]transformer_blocks[._][1-9]"
+)
+"""Up to ten transformers in a row are only in SDXL: SD 1.x and 2.x have one a block."""
 
 
 class Layer(NamedTuple):
@@ -96,6 +116,7 @@ class Layers:
                 for alias in (
                     f"model.diffusion_model.{original}",
                     f"diffusion_model.{original}",
+                    f"{component}.{original}",
                     original,
                     f"lora_unet_{_underscored(original)}",
                 ):
@@ -137,12 +158,18 @@ class Layers:
                 got=f"names of fused layers (joint_blocks), which are not read, e.g. {fused}",
                 remedy="converting it",
             )
+        if swapped := next((name for name in missing if _FLUX_SWAPPED in _underscored(name)), None):
+            raise ImmunityError(
+                expected=f"{what} in the layout of diffusers, if it changes the last norm of FLUX.1",
+                got=f"{swapped}, whose outputs diffusers has in another order, which is not read",
+                remedy="converting it",
+            )
         if missing:
-            family = family_of(found)
+            family, own = family_of(found), family_of(self._kohya)
             raise ImmunityError(
                 expected=f"{what} for the layers of {self.model}",
                 got=f"{len(missing)} of {len(found)} that it does not have, e.g. {missing[0]}"
-                + (f": it seems to be for {family}" if family else ""),
+                + (f": it seems to be for {family}" if family not in (None, own) else ""),
                 remedy="the kind of model that it was made for",
             )
         return {name: layer for name, layer in found.items() if layer is not None}
@@ -161,7 +188,11 @@ def component_of(name: str) -> str:
     if found := re.match(r"(?:lora_)?(te[123]?|text_encoder(?:_[23])?|text_model|text_projection)[_.]", name):
         number = re.search(r"[23]$", found[1])
         return f"text_encoder_{number[0]}" if number else "text_encoder"
-    if re.search(r"transformer_blocks[._]\d+[._]attn[._]|double_blocks|single_|joint_blocks|^transformer\.", name):
+    if re.search(
+        r"transformer_blocks[._]\d+[._]attn[._]|double_blocks|single_|joint_blocks|^transformer(\.|_blocks\.)"
+        r"|(img|txt|time|vector|guidance)_in([._]|$)|final_layer[._]",
+        name,
+    ):
         return "transformer"
     if re.match(r"(cond_stage_model|conditioner)\.", name):
         return "text_encoder"
@@ -194,15 +225,16 @@ def family_of(names: Iterable[str]) -> str | None:
     """The models that layers of these names are found in, where that can be told."""
     names = list(names)
     joined = " ".join(names)
-    if re.search(r"double_blocks|single_transformer_blocks", joined):
+    if re.search(r"double_blocks|single_(transformer_)?blocks", joined):
         return "FLUX.1"
     if "joint_blocks" in joined or ("transformer_blocks" in joined and "add_k_proj" in joined):
         return "Stable Diffusion 3"
-    # Ten transformers in a row are only in SDXL; SD 1.x and 2.x have one a block.
-    if re.search(r"te2_|text_encoder_2|label_emb|add_embedding|[._]transformer_blocks[._][1-9]", joined):
+    if re.search(r"te2_|text_encoder_2|label_emb|add_embedding", joined) or _IN_A_ROW.search(joined):
         return "Stable Diffusion XL"
     if re.search(r"(down|input|up|output|mid|middle)_block", joined):
         return "Stable Diffusion 1.x or 2.x"
+    if found := re.search(r"transformer_blocks[._]\d+[._]attn([12]?)[._]", joined):
+        return "PixArt" if found[1] else "Stable Diffusion 3 or FLUX.1"
     return None
 
 
@@ -293,4 +325,4 @@ def _flux_layers(paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
             if not paths.issuperset(names):
                 break
             found[original.format(number)] = names
-    return found
+    return found | {original: (path,) for original, path in _FLUX_OUTSIDE.items() if path in paths}

@@ -15,6 +15,8 @@ from immunity.files.factors import LowRankFactors
 from immunity.files.layers import Layers
 
 Layout = Literal["diffusers", "kohya"]
+_VERSIONS = {768: ("sd_v1", "False"), 1024: ("sd_v2", "True")}
+"""By the width of the text encoder."""
 
 
 def write_lora(
@@ -54,8 +56,18 @@ def write_lora(
                 tensors |= _kohya(layers.kohya(part), down, up[rows], scale, own)
             else:
                 tensors |= _diffusers(layers.diffusers(part), down, up[rows], scale, own)
-    notes = {"ss_network_module": "networks.lora"} if layout == "kohya" else {}
+    notes = {"ss_network_module": "networks.lora", **_version(shapes)} if layout == "kohya" else {}
     save_tensors(path, {key: value.clone() for key, value in tensors.items()}, {**notes, **(header or {})}, force=force)
+
+
+def _version(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
+    """What kohya's trainer says of the model; A1111 shows those only that are for the model at hand by these words."""
+    widths = {shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")}
+    if "unet.add_embedding.linear_1.weight" in shapes:
+        known: tuple[str, str] | None = ("sdxl_base_v1-0", "False")
+    else:
+        known = _VERSIONS.get(widths.pop()) if len(widths) == 1 else None
+    return {} if known is None else dict(zip(("ss_base_model_version", "ss_v2"), known, strict=True))
 
 
 def _kohya(name: str, down: Tensor, up: Tensor, scale: float, magnitude: Tensor | None) -> dict[str, Tensor]:

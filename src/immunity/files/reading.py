@@ -11,7 +11,9 @@ from immunity.errors import ImmunityError
 from immunity.filenames import DELTA_FILE, DELTA_KEY, LORA_FILE, TOKEN_FILE
 from immunity.files.adapters import Adapter
 from immunity.files.embeddings import Embedding
-from immunity.files.tensors import SUFFIXES, TensorFile, read_metadata, read_tensors
+from immunity.files.hub import HUB_ID
+from immunity.files.kinds import never_weights, seems
+from immunity.files.tensors import SUFFIXES, read_metadata, read_tensors
 from immunity.files.weights import Weights
 from immunity.inside import check_inside
 
@@ -38,6 +40,12 @@ Content = Delta | Adapter | Weights | Embedding
 def read(path: str | Path) -> Content:
     """What a file, or the folder of an adapter, holds. Raises `ImmunityError` if it is nothing that changes a model."""
     path = Path(path)
+    if not path.exists() and HUB_ID.fullmatch(str(path)) and path.suffix not in SUFFIXES:
+        raise ImmunityError(
+            expected="a file or folder that exists here",
+            got=str(path),
+            remedy=f"if it is on the hub, hf download {path} --local-dir FOLDER, and then the FOLDER",
+        )
     return _read_folder(path) if path.is_dir() else _read_file(path)
 
 
@@ -86,11 +94,13 @@ def _read_file(path: Path) -> Content:
         return embedding
     if Adapter.looks_so(file.tensors):
         beside = path.with_name(_CONFIG)
-        config = _read_config(beside) if path.name.startswith("adapter_model.") and beside.is_file() else None
-        return Adapter.from_file(file, config=config)
-    if Weights.looks_so(file.tensors):
+        if not path.name.startswith("adapter_model.") or not beside.is_file():
+            return Adapter.from_file(file)
+        check_inside(beside, path.parent)
+        return Adapter.from_file(file, config=_read_config(beside))
+    if Weights.looks_so(file.tensors) and never_weights(file.tensors) is None:
         return Weights(file)
-    raise _refused(path, _seems(file), CHANGES)
+    raise _refused(path, seems(file.tensors), CHANGES)
 
 
 def _read_folder(folder: Path) -> Content:
@@ -134,24 +144,6 @@ def _read_config(path: Path) -> Mapping[str, Any]:
             remedy="merging it first",
         )
     return config
-
-
-def _seems(file: TensorFile) -> str:
-    names = list(file.tensors)
-    if not names:
-        return "a file without tensors"
-    joined = " ".join(names)
-    known = {
-        "encoder.down": "an autoencoder",
-        "quant_conv": "an autoencoder",
-        "lora": "an adapter of a kind that is not known here",
-        "control": "a ControlNet",
-        "exp_avg": "an optimizer's state",
-        "vision_model": "a judge of pictures (CLIP)",
-        "text_model": "a text encoder",
-    }
-    what = next((what for mark, what in known.items() if mark in joined), "tensors of something else")
-    return f"{what}: {len(names)} tensors, e.g. {names[0]}"
 
 
 def _refused(path: Path, got: str, remedy: str) -> ImmunityError:

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,13 +39,20 @@ _HARMLESS = _STORAGES | {
     "torch._utils _rebuild_tensor_v2",
     "torch Size",
     "torch.storage UntypedStorage",
+    "__builtin__ set",
+    "builtins set",
 }
-_LEFTOVERS = {"pytorch_lightning.callbacks.model_checkpoint ModelCheckpoint"}
-"""Named in Stable Diffusion's own .ckpt files, as a key; nobody needs it."""
+_STAND_INS = {
+    "pytorch_lightning.callbacks.model_checkpoint ModelCheckpoint",  # in Stable Diffusion's own .ckpt files, as a key
+    "torch.nn.modules.container ParameterDict",  # around the vectors of Textual Inversion's own code
+}
+"""Classes that known files name and of which nothing is needed but what is in them."""
 
 
-class _Leftover:
-    """In the place of a class that a file names and nobody needs."""
+class _StandIn:
+    """In the place of such a class: it has the attributes that the file gives it, and none of its code."""
+
+    _parameters: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +137,9 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def _read_archive(path: Path) -> TensorFile:
-    leftovers = _check_archive(path)
+    replaced = _check_archive(path)
     try:
-        with torch.serialization.safe_globals([(_Leftover, entry.replace(" ", ".")) for entry in leftovers]):
+        with torch.serialization.safe_globals([(_StandIn, entry.replace(" ", ".")) for entry in replaced]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # PyTorch's reader raises what it likes of a damaged file
         raise _refused_pickle(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
@@ -147,8 +155,8 @@ def _read_archive(path: Path) -> TensorFile:
 
 
 def _check_archive(path: Path) -> set[str]:
-    """Raises on an archive that is more than tensors; answers with the leftovers that it names."""
-    leftovers: set[str] = set()
+    """Raises on an archive that is more than tensors; answers with the classes in it that need a stand-in."""
+    replaced: set[str] = set()
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -167,17 +175,17 @@ def _check_archive(path: Path) -> set[str]:
     try:
         for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
             named = argument if operation.name in ("GLOBAL", "INST") else operation.name
-            if named in _LEFTOVERS:
-                leftovers.add(named)
+            if named in _STAND_INS:
+                replaced.add(named)
             if number > _MOST_OPERATIONS:
                 raise _refused_pickle(path, "an index of more than a million steps, as no model needs")
             if operation.name == "STACK_GLOBAL" or (
-                operation.name in ("GLOBAL", "INST") and named not in _HARMLESS | _LEFTOVERS
+                operation.name in ("GLOBAL", "INST") and named not in _HARMLESS | _STAND_INS
             ):
                 raise _refused_pickle(path, f"a pickle that calls for {named!r}, which is no tensor")
     except (ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise _refused_pickle(path, f"a damaged index: {error}") from error
-    return leftovers
+    return replaced
 
 
 def _flattened(
@@ -186,6 +194,8 @@ def _flattened(
     # A few dictionaries that hold one another many times over would be walked for ever.
     if depth > 8 or next(budget, None) is None:
         raise _refused_pickle(path, "dictionaries deeper, or with more in them, than any model's")
+    if isinstance(content, _StandIn):
+        content = content._parameters
     if isinstance(content, Mapping):
         for name, value in content.items():
             # "state_dict" is how trainers wrap the weights, and says nothing.

@@ -25,7 +25,7 @@ _WEIGHT = re.compile(r"\.(weight|bias)$")
 _DENOISER = re.compile(
     r"(down|up|mid|input|output|middle)_block|transformer_blocks|attn\d?\.|double_blocks|joint_blocks"
 )
-_ELSEWHERE = ("first_stage_model.", "cond_stage_model.", "conditioner.")
+_ELSEWHERE = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Weights:
 
     @classmethod
     def is_whole_model(cls, names: Mapping[str, Any]) -> bool:
-        """A checkpoint of all of a model in one file, as the first implementation keeps them."""
+        """A checkpoint of all of a model in one file, as the first implementations and ComfyUI keep them."""
         found = {
             prefix for prefix in (*_ELSEWHERE, "model.diffusion_model.") for name in names if name.startswith(prefix)
         }

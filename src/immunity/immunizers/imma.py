@@ -41,13 +41,15 @@ class Imma:
     outer: int = 1
     """Steps of θ_S in a cycle."""
     outer_lr: float = 1e-5
-    """Learning rate of θ_S (AdamW, constant)."""
+    """Learning rate of θ_S (AdamW, constant). The authors' against LoRA; theirs are 2e-5 against DreamBooth, with LoRA
+    or without, and 1e-6 against Textual Inversion."""
     inner_lr: float | None = None
     """Learning rate of φ; None for the adaptation's own. The rest of its optimizer is the adaptation's."""
     outer_batch: int | None = None
     """Pictures an outer step; None for the adaptation's `batch`, which is a part of its step where it accumulates."""
     clip: float | None = 1.0
-    """Largest norm of the outer gradient; None for no limit. The inner limit is the adaptation's."""
+    """Largest norm of the outer gradient; None for no limit, which the authors have against Textual Inversion. The
+    inner limit is the adaptation's."""
     weight_decay: float = 1e-2
     """Of the outer AdamW, per unit of learning rate."""
     reinitialise_every: int = 0
@@ -78,6 +80,12 @@ class Imma:
                 expected="prompts to retain",
                 got=f"retention={self.retention!r} without any",
                 remedy="retention_prompts",
+            )
+        if self.retention == "none" and self.retention_prompts:
+            raise ImmunityError(
+                expected="a kind of retention for the prompts to retain",
+                got=f"{len(self.retention_prompts)} of them with retention='none'",
+                remedy="retention='prediction' (--retention prediction), or no retention_prompts",
             )
 
     def __call__(

@@ -24,7 +24,7 @@ class AscentOnly:
     group: str = "attention"
     """S, the part of θ that may change: a group of the model's parameters."""
     steps: int = 500
-    """Steps of ascent: as many as IMMA's outer steps, for a fair comparison."""
+    """Steps of ascent: as many as IMMA's outer steps, for a fair comparison; half of the authors'."""
     lr: float = 1e-5
     """Learning rate of AdamW, constant."""
     batch: int | None = None

@@ -26,6 +26,17 @@ class Autoencoder:
         self._shift = float(vae.config.get("shift_factor") or 0.0)
         self.pixels: int = 2 ** (len(vae.config.block_out_channels) - 1)
         """Height and width of a latent."""
+        self._channels: int = vae.config.latent_channels
+        self._name = name
+
+    def check_latents(self, channels: int) -> None:
+        """Raises `ImmunityError` if the denoiser takes something other than its latents."""
+        if channels != self._channels:
+            raise ImmunityError(
+                expected=f"a denoiser that takes the autoencoder's {self._channels} channels and nothing else",
+                got=f"one of {channels} channels in {self._name}: for inpainting, upscaling or the editing of pictures",
+                remedy="a model from text to image",
+            )
 
     @property
     def size(self) -> int:

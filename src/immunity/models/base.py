@@ -134,6 +134,8 @@ class DiffusionModel(ABC):
     """The name of that component."""
     latent_shape: tuple[int, int, int]
     """(c, h, w)"""
+    left_out: tuple[str, ...] = ()
+    """Parts of the folder that are neither in the model nor in what it exports, such as a safety checker."""
 
     def __init__(
         self, *, name: str, components: Mapping[str, nn.Module], trained: Sequence[str], groups: Mapping[str, Group]
@@ -265,6 +267,13 @@ class DiffusionModel(ABC):
         """
 
     @abstractmethod
+    def states_on_path(self, steps: int) -> int:
+        """How many states `sample_path` can stop at: one before each call of the denoiser.
+
+        Most samplers have one a step; those of second order have nearly two (99 in 50), PNDM has one more (51).
+        """
+
+    @abstractmethod
     def sample_path(
         self,
         conditioning: Conditioning,
@@ -278,9 +287,10 @@ class DiffusionModel(ABC):
     ) -> list[PartialSample]:
         """Runs the model's own sampler of `steps` steps as far as the last of `stops`, and keeps the states at each.
 
-        A stop k is the state after k steps; the answer is in the order of `stops`. `latents` is standard Gaussian
-        noise, `unconditional` as long as `conditioning` (used where `guidance` > 1). `generator`, or one for each
-        picture, matters only for a sampler that adds noise; without it such a sampler draws from seed 0.
+        A stop k is the state after k calls of the denoiser (`states_on_path`); the answer is in the order of `stops`.
+        `latents` is standard Gaussian noise, `unconditional` as long as `conditioning` (used where `guidance` > 1).
+        `generator`, or one for each picture, matters only for a sampler that adds noise; without it such a sampler
+        draws from seed 0.
         """
 
     @abstractmethod

@@ -77,6 +77,10 @@ def check_parts(folder: Path, parts: Mapping[str, str], *, optional: Collection[
                 expected=f"the folder {part} in {folder}", got="none", remedy="downloading the folder again"
             )
         present.append(part)
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise ImmunityError(
+            expected=f"scheduler/scheduler_config.json in {folder}", got="none", remedy="downloading the folder again"
+        )
     for number in ("", "_2", "_3"):
         if (f"text_encoder{number}" in present) != (f"tokenizer{number}" in present):
             raise ImmunityError(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -16,6 +17,7 @@ from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
 from immunity.models.autoencoder import Autoencoder
 from immunity.models.base import Conditioning, DiffusionModel, LatentDistribution, PartialSample, Progress, thawed
+from immunity.models.compatible import read_words, save_compatibly
 from immunity.models.folders import quiet_libraries, read_index, read_parts, readable
 from immunity.models.groups import Group
 from immunity.models.noising import Noising
@@ -47,8 +49,12 @@ class PipelineModel(DiffusionModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         vae_dtype: torch.dtype = torch.float32,
+        files: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
-        """`parts` holds the scheduler too, and nothing for a part that is absent; `settings` are the pipeline's own."""
+        """`parts` holds the scheduler too, and nothing for a part that is absent; `settings` are the pipeline's own.
+
+        `files`, by their paths in a folder, are exported as they are where the parts do not write them themselves.
+        """
         # In this order, the denoiser first: it is that of deltas made of "all".
         modules = [self.denoiser, *(part for part in self.parts if part.startswith("text_encoder")), "vae"]
         components = {part: cast(nn.Module, parts[part]) for part in modules if part in parts}
@@ -61,10 +67,11 @@ class PipelineModel(DiffusionModel):
             nn.Module.to(module, self.device, vae_dtype if part == "vae" else dtype)
             if self.parts[part] == "T5EncoderModel" and dtype == torch.float16:
                 _spare_from_overflow(module)
-        self._parts, self._settings = dict(parts), dict(settings)
+        self._parts, self._settings, self._files = dict(parts), dict(settings), dict(files)
         self._denoiser, self._scheduler = cast(Any, parts[self.denoiser]), cast(Any, parts["scheduler"])
         self._autoencoder = Autoencoder(parts["vae"], name=name)
         self.latent_shape = self._latent_shape()
+        self._autoencoder.check_latents(self.latent_shape[0])
         self.resolution = self.latent_shape[1] * self._autoencoder.pixels
         self._noising = self._make_noising()
 
@@ -88,7 +95,18 @@ class PipelineModel(DiffusionModel):
         index = read_index(folder)
         settings = {key: value for key, value in index.items() if not (key.startswith("_") or isinstance(value, list))}
         with readable(folder):  # the settings of its parts too, which need not be numbers where they should
-            return cls(name=name, parts=parts, settings=settings, device=device, dtype=dtype, vae_dtype=vae_dtype)
+            model = cls(
+                name=name,
+                parts=parts,
+                settings=settings,
+                device=device,
+                dtype=dtype,
+                vae_dtype=vae_dtype,
+                files=read_words(folder, [part for part in parts if part.startswith("tokenizer")]),
+            )
+        present = {part for part, entry in index.items() if isinstance(entry, list) and any(entry)}
+        model.left_out = tuple(sorted(present - {*cls.parts, "scheduler"}))
+        return model
 
     # What a family says of itself
 
@@ -276,6 +294,9 @@ class PipelineModel(DiffusionModel):
             ).images
             return self.decode_latents(self._unpacked(latents)).cpu()
 
+    def states_on_path(self, steps: int) -> int:
+        return len(self._scheduler_of(steps).timesteps)
+
     @torch.no_grad()
     def sample_path(
         self,
@@ -288,29 +309,29 @@ class PipelineModel(DiffusionModel):
         guidance: float,
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> list[PartialSample]:
-        if not stops or not all(0 <= stop < steps for stop in stops):
+        scheduler = self._scheduler_of(steps)
+        states = len(scheduler.timesteps)
+        if not stops or not all(0 <= stop < states for stop in stops):
             raise ImmunityError(
-                expected=f"stops before the last of {steps} steps",
+                expected=f"stops at some of the {states} states on the way of {steps} steps",
                 got=", ".join(map(str, stops)) or "none",
-                remedy=f"0 to {steps - 1}",
+                remedy=f"0 to {states - 1}",
             )
-        scheduler = self._fresh_scheduler()
-        self._noising.set_steps(scheduler, steps)
         extra = {}
         if "generator" in inspect.signature(scheduler.step).parameters:
             extra["generator"] = generator if generator is not None else torch.Generator().manual_seed(0)
         other = unconditional if self._is_guided(guidance) else None
         state = self._noising.first(scheduler, latents.to(self.device))
-        states: dict[int, PartialSample] = {}
+        kept: dict[int, PartialSample] = {}
         for number, time in enumerate(scheduler.timesteps[: max(stops) + 1]):
             scaled = self._noising.scaled(scheduler, state, time)
             if number in stops:
-                states[number] = PartialSample(scaled, self._noising.training_time(time).expand(len(state)))
+                kept[number] = PartialSample(scaled, self._noising.training_time(time).expand(len(state)))
             if number == max(stops):
                 break
             output = self._guided(scaled, time, conditioning, other, guidance)
             state = scheduler.step(output, time, state, **extra, return_dict=False)[0]
-        return [states[stop] for stop in stops]
+        return [kept[stop] for stop in stops]
 
     def export(self, folder: str | Path, *, force: bool = False) -> None:
         refuse_existing(folder, force=force)
@@ -320,8 +341,10 @@ class PipelineModel(DiffusionModel):
                 got=f"{self.name} with one attached",
                 remedy="leaving the adapter's block first, or saving the adapter in a file of its own",
             )
+        if self.left_out:
+            warnings.warn(f"without {', '.join(self.left_out)}, which {self.name} has", stacklevel=2)
         with replacing(folder, force=force) as temporary, quiet_libraries():
-            self.pipeline.save_pretrained(temporary, safe_serialization=True)
+            save_compatibly(self.pipeline, temporary, parts=self._parts, classes=self.parts, files=self._files)
 
     @cached_property
     def pipeline(self) -> Any:
@@ -352,6 +375,11 @@ class PipelineModel(DiffusionModel):
     def _fresh_scheduler(self) -> Any:
         # Multistep samplers remember their last outputs: a new one each time leaves nothing over from the last call.
         return type(self._scheduler).from_config(self._scheduler.config)
+
+    def _scheduler_of(self, steps: int) -> Any:
+        scheduler = self._fresh_scheduler()
+        self._noising.set_steps(scheduler, steps)
+        return scheduler
 
 
 def _spare_from_overflow(t5: nn.Module) -> None:

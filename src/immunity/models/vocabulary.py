@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from immunity.errors import ImmunityError
-from immunity.filenames import TOKEN_FILE
+from immunity.filenames import DELTA_FILE, LORA_FILE, TOKEN_FILE
 
 if TYPE_CHECKING:
     from immunity.models.base import DiffusionModel
@@ -71,7 +71,10 @@ def in_full(prompts: Sequence[str], tokenizer: Any) -> list[str]:
 
 
 class NewWord:
-    """A token with vectors [n, width] for each text encoder: a word of the model inside `with`, time and again."""
+    """A token with vectors [n, width] for text encoders: a word of the model inside `with`, time and again.
+
+    Text encoders without such vectors read it as ordinary text.
+    """
 
     def __init__(self, model: "DiffusionModel", token: str, rows: Mapping[str, nn.Parameter]) -> None:
         if (read := model.as_read(token)) != token:
@@ -83,7 +86,9 @@ class NewWord:
         self._taught: list[_Taught] = []
         self._places: list[_Place] = []
         for vocabulary in model.vocabularies():
-            own, encoder = rows[vocabulary.component], model.components[vocabulary.component]
+            if (own := rows.get(vocabulary.component)) is None:
+                continue
+            encoder = model.components[vocabulary.component]
             taught = _teach(vocabulary.tokenizer, names_of(token, len(own)))
             table: Any = encoder.get_input_embeddings()  # type: ignore[operator]
             longer = ExtendedTable(table, taught.first, own).train(table.training)
@@ -151,7 +156,7 @@ class LearnedToken:
 
     token: str
     rows: Mapping[str, Tensor]
-    """Its vectors [n, width], by text encoder."""
+    """Its vectors [n, width], by text encoder; of some of them, where the others read the word as ordinary text."""
 
     def known_to(self, model: "DiffusionModel") -> NewWord:
         """The token is a word of the model in a block: `with token.known_to(model):`."""
@@ -159,9 +164,12 @@ class LearnedToken:
 
     def files(self, model: "DiffusionModel") -> dict[str, dict[str, Tensor]]:
         """The files in which such tokens circulate, by name: for diffusers, and for programs that go by the name."""
-        rows = {entry.layout: self.rows[entry.component] for entry in model.vocabularies()}
+        encoders = model.vocabularies()
+        rows = {entry.layout: self.rows[entry.component] for entry in encoders if entry.component in self.rows}
         named = f"{self.token.strip('<>*') or 'token'}.safetensors"
-        if len(rows) > 1:
+        if named in (DELTA_FILE, LORA_FILE, TOKEN_FILE):  # which may lie in the same folder
+            named = f"token-{named}"
+        if len(encoders) > 1:
             return {named: rows}
         (own,) = rows.values()
         return {TOKEN_FILE: {self.token: own}, named: {_ONE_ENCODER: own}}
@@ -171,12 +179,19 @@ def _rows_for(model: "DiffusionModel", learned: LearnedToken) -> dict[str, nn.Pa
     rows = {}
     for vocabulary in model.vocabularies():
         table = model.components[vocabulary.component].get_input_embeddings().weight  # type: ignore[operator]
-        value = learned.rows.get(vocabulary.component)
-        if value is None or value.ndim != 2 or value.shape[1] != table.shape[1]:
+        if (value := learned.rows.get(vocabulary.component)) is None:
+            continue
+        if value.ndim != 2 or value.shape[1] != table.shape[1]:
             raise ImmunityError(
                 expected=f"vectors [n, {table.shape[1]}] of {learned.token} for {vocabulary.component}",
-                got="none" if value is None else str(list(value.shape)),
+                got=str(list(value.shape)),
                 remedy="a token that was learned on this family of models",
             )
         rows[vocabulary.component] = nn.Parameter(value.to(table.device), requires_grad=False)
+    if not rows:
+        raise ImmunityError(
+            expected=f"vectors of {learned.token} for a text encoder of {model.name}",
+            got=", ".join(learned.rows) or "none",
+            remedy="a token that was learned on this family of models",
+        )
     return rows

@@ -151,6 +151,17 @@ def test_dora_by_outputs_and_by_inputs(merged, model):
     assert close(found[f"unet.{TO_K}.weight"], magnitude[:, None] * whole / whole.norm(dim=1, keepdim=True) - weight)
 
 
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_the_weight_decomposition_of_lycoris(merged, model, kind):
+    factors = LOHA if kind == "LoHa" else LOKR
+    weight = model.theta[f"unet.{TO_K}.weight"].detach()
+    whole = weight + merged(factors)[f"unet.{TO_K}.weight"]
+    magnitude = noise(16, 1).abs()
+    found = merged({**factors, f"{kohya(TO_K)}.dora_scale": magnitude})
+    assert merged.adapter.kinds == kind
+    assert close(found[f"unet.{TO_K}.weight"], magnitude * whole / whole.norm(dim=1, keepdim=True) - weight)
+
+
 def test_old_diffusers_with_alpha_in_a_text_encoder(merged):
     down, up = noise(2, 12), noise(24, 2)
     name = "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer"
@@ -318,7 +329,61 @@ def test_an_adapter_with_other_settings_is_another(tmp_path):
     assert len(set(found)) == 3, "what says nothing of the scale makes no other adapter"
 
 
-@pytest.mark.parametrize("style", ["kohya", "dotted"])
+def test_settings_that_are_a_link_to_elsewhere(tmp_path):
+    folder, secret = tmp_path / "adapter", tmp_path / "secret.json"
+    folder.mkdir()
+    a, b = pair()
+    lora = {f"base_model.model.{TO_K}.lora_A.weight": a, f"base_model.model.{TO_K}.lora_B.weight": b}
+    save_file(lora, folder / "adapter_model.safetensors")
+    secret.write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    (folder / "adapter_config.json").symlink_to(secret)
+    for path in (folder, folder / "adapter_model.safetensors"):
+        with pytest.raises(ImmunityError, match="a link to"):
+            read(path)
+
+
+def test_what_may_be_on_the_hub_is_not_downloaded_unasked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ImmunityError, match=r"got owner/lora; try if it is on the hub, hf download owner/lora --local-d"
+    ):
+        read("owner/lora")
+    with pytest.raises(ImmunityError, match="which does not exist"):
+        read("owner/lora.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("img_in", "x_embedder"),
+        ("txt_in", "context_embedder"),
+        ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
+        ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
+        ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
+        ("final_layer.linear", "proj_out"),
+    ],
+)
+def test_layers_of_flux_outside_its_blocks(merged, name, path):
+    theta = flux().theta
+    on = Stub({f"transformer.{path}.weight": (4, 6), **{name: tuple(value.shape) for name, value in theta.items()}})
+    a, b = noise(2, 6), noise(4, 2)
+    for spelling, ends in (
+        (f"lora_unet_{name.replace('.', '_')}", ("lora_down", "lora_up")),
+        (f"transformer.{name}", ("lora_A", "lora_B")),
+    ):
+        found = merged({f"{spelling}.{ends[0]}.weight": a, f"{spelling}.{ends[1]}.weight": b}, on=on)
+        assert close(found[f"transformer.{path}.weight"], b @ a)
+        assert merged.adapter.describe()["changes"] == "1 layers of transformer"
+
+
+def test_the_last_norm_of_flux_is_refused_by_name(merged):
+    """Its outputs are in another order there."""
+    name = "lora_unet_final_layer_adaLN_modulation_1"
+    with pytest.raises(ImmunityError, match=f"{name}, whose outputs diffusers has in another order"):
+        merged({f"{name}.lora_down.weight": noise(2, 6), f"{name}.lora_up.weight": noise(8, 2)}, on=flux())
+
+
+@pytest.mark.parametrize("style", ["kohya", "dotted", "component"])
 def test_layers_that_flux_has_as_one_are_split(merged, style):
     a, joint, single = noise(2, 6), noise(12, 2), noise(20, 2)
     name, ends = "double_blocks.0.img_attn.qkv", ("lora_A.weight", "lora_B.weight")
@@ -326,6 +391,8 @@ def test_layers_that_flux_has_as_one_are_split(merged, style):
     if style == "kohya":
         name, linear = (f"lora_unet_{one.replace('.', '_')}" for one in (name, linear))
         ends = ("lora_down.weight", "lora_up.weight")
+    if style == "component":
+        name, linear = f"transformer.{name}", f"transformer.{linear}"
     tensors = {f"{name}.{ends[0]}": a, f"{name}.{ends[1]}": joint}
     tensors |= {f"{linear}.{ends[0]}": a.clone(), f"{linear}.{ends[1]}": single}
     found = merged(tensors, on=flux())
@@ -364,6 +431,14 @@ def test_layers_that_flux_has_as_one_are_split(merged, style):
         (
             {f"text_model.embeddings.token_embedding.lora_embedding_{end}": noise(2, 2) for end in "AB"},
             "a LoRA of an embedding, which is not supported",
+        ),
+        (
+            {
+                f"{kohya(TO_K)}.lora_down.weight": noise(2, 12),
+                f"{kohya(TO_K)}.lora_up.weight": noise(16, 2),
+                "bundle_emb.church.emb_params": noise(1, 12),
+            },
+            "a LoRA with learned tokens in it .bundle_emb., which is not supported",
         ),
         ({f"{BLOCK}.to_k.a1.weight": noise(2), f"{BLOCK}.to_k.b1.weight": noise(2)}, "GLoRA, which is not supported"),
         ({"base_model.vera_A": noise(2), f"base_model.model.{TO_K}.vera_lambda_b": noise(2)}, "VeRA, which is not"),

@@ -70,6 +70,9 @@ def test_what_kohya_calls_a_layer():
 def test_layers_that_a_model_lacks_say_whose_they_are():
     with pytest.raises(ImmunityError, match=r"1 of 2 that it does not have, e\.g\. lora_unet_double.*for FLUX\.1"):
         Layers.of(stub()).require([KOHYA, "lora_unet_double_blocks_0_img_attn_qkv"], "LoRA")
+    with pytest.raises(ImmunityError, match=r"1 of 2 that it does not have, e\.g\. lora_unet_x; try") as refusal:
+        Layers.of(stub()).require([KOHYA, "lora_unet_x"], "LoRA")
+    assert "seems" not in str(refusal.value), "that it is for this family is known"
 
 
 def test_what_names_alone_tell():
@@ -84,3 +87,9 @@ def test_what_names_alone_tell():
     assert family_of([TO_K]) == "Stable Diffusion 1.x or 2.x"
     assert family_of([KOHYA.replace("transformer_blocks_0", "transformer_blocks_7")]) == "Stable Diffusion XL"
     assert family_of(["something.else"]) is None
+    joint, crossed = ("transformer.transformer_blocks.1.attn.to_q", "transformer.transformer_blocks.1.attn1.to_q")
+    assert family_of([joint]) == "Stable Diffusion 3 or FLUX.1"
+    assert family_of([joint, joint.replace("to_q", "add_k_proj")]) == "Stable Diffusion 3"
+    assert family_of([crossed]) == "PixArt"
+    assert component_of(crossed.replace("transformer.", "base_model.model.", 1)) == "transformer"
+    assert family_of(["lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"]) == "Stable Diffusion XL"

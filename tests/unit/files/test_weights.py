@@ -162,6 +162,27 @@ def test_what_is_made_upon_weights_is_so_in_every_type(model, changed, tmp_path)
             "a whole model in one file",
         ),
         ({"encoder.down.0.weight": torch.zeros(1)}, "an autoencoder: 1 tensors"),
+        ({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)}, "an autoencoder: 1 tensors"),
+        ({"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "a ControlNet: 1 tensors"),
+        (
+            {
+                "down_blocks.0.resnets.0.conv1.weight": torch.zeros(1),
+                "controlnet_cond_embedding.conv_in.weight": torch.zeros(1),
+            },
+            "a ControlNet: 2 tensors",
+        ),
+        (
+            {"double_blocks.0.processor.qkv_lora1.down.weight": torch.zeros(1)},
+            "FLUX.1 in the layout of XLabs: 1 tensors",
+        ),
+        ({"double_blocks.0.img_attn.norm.query_norm.scale": torch.zeros(1)}, "the denoiser of FLUX.1"),
+        (
+            {f"{BLOCK}.processor.to_k_custom_diffusion.weight": torch.zeros(1), "attn1.processor": torch.zeros(0)},
+            "of a Custom Diffusion",
+        ),
+        ({"image_proj.norm.weight": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)}, "an IP-Adapter"),
+        ({"conv_first.weight": torch.zeros(1), "body.0.rdb1.conv1.weight": torch.zeros(1)}, "ESRGAN"),
+        ({"unet:0:up": torch.zeros(1, 1), "unet:0:down": torch.zeros(1, 1)}, "lora_diffusion"),
         ({"something.else": torch.zeros(3), "b.c": torch.zeros(1)}, "tensors of something else"),
     ],
 )
@@ -215,7 +236,7 @@ def test_tokens_of_both_common_layouts(tmp_path):
         assert torch.equal(learned.rows["text_encoder"], rows)
         assert embedding.learned(ONE, token="<x>").token == "<x>"
         assert embedding.describe()["vectors"] == f"{len(rows)} of width one encoder 12"
-        with pytest.raises(ImmunityError, match="vectors for clip_l, clip_g"):
+        with pytest.raises(ImmunityError, match="vectors for clip_l or clip_g; got one text encoder only"):
             embedding.learned(BOTH)
     assert read(tmp_path / "a.pt").describe()["sd_checkpoint"] == "abc"
 
@@ -225,6 +246,37 @@ def test_tokens_of_two_text_encoders(tmp_path):
     learned = read(tmp_path / "church.safetensors").learned(BOTH)
     assert learned.token == "<church>"
     assert {name: value.shape[1] for name, value in learned.rows.items()} == {"text_encoder": 12, "text_encoder_2": 20}
+
+
+def test_tokens_of_some_text_encoders(tmp_path):
+    """As trainers write them that leave T5, or all but one CLIP, as it is."""
+    flux = model_with(("text_encoder", "clip_l"), ("text_encoder_2", "t5"))
+    save_file({"clip_l": torch.zeros(2, 12)}, tmp_path / "church.safetensors")
+    assert set(read(tmp_path / "church.safetensors").learned(flux).rows) == {"text_encoder"}
+    save_file({"clip_g": torch.zeros(2, 12)}, tmp_path / "church.safetensors")
+    with pytest.raises(ImmunityError, match="vectors for clip_l or t5; got clip_g in"):
+        read(tmp_path / "church.safetensors").learned(flux)
+
+
+class Dangerous(torch.nn.ParameterDict):
+    """What a file may say that it is."""
+
+
+def test_tokens_as_their_inventors_code_writes_them(tmp_path):
+    vectors = torch.randn(2, 12)
+    words = torch.nn.ParameterDict({"*": torch.nn.Parameter(vectors)})
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": words}, tmp_path / "chapel.pt")
+    embedding = read(tmp_path / "chapel.pt")
+    assert embedding.token == "<chapel>"
+    assert torch.equal(embedding.learned(ONE).rows["text_encoder"], vectors)
+    # What is read is what the module holds: no module is made, and no other class's name will do.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.nn.ParameterDict, "__setstate__", lambda *_: pytest.fail("its code runs"))
+        patched.setattr(torch.nn.ParameterDict, "__init__", lambda *_: pytest.fail("its code runs"))
+        assert read(tmp_path / "chapel.pt").token == "<chapel>"
+    torch.save({"string_to_param": Dangerous({"*": torch.nn.Parameter(vectors)})}, tmp_path / "bad.pt")
+    with pytest.raises(ImmunityError, match=r"calls for '.*Dangerous', which is no tensor"):
+        read(tmp_path / "bad.pt")
 
 
 def test_tokens_of_three_text_encoders(tmp_path):

@@ -6,11 +6,13 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from immunity import ImmunityError
 from immunity.files import Adapter, read
 from immunity.files.hub import push
 from immunity.files.lora import write_lora
+from immunity.files.tensors import read_metadata
 
 from tests.network import network_error
 from tests.stub_unet import stub
@@ -62,6 +64,27 @@ def test_a_lora_does_the_same_in_every_layout(lora, tmp_path, encoders, sizes):
             assert f"lora_te{encoders - 1 or ''}_text_model_encoder_layers_0_self_attn_q_proj.alpha" in names
     with pytest.raises(ImmunityError, match="does not exist yet"):
         write_lora(lora, model, file, layout="kohya")
+
+
+@pytest.mark.parametrize(
+    ("width", "sizes", "said"),
+    [
+        (768, False, {"ss_base_model_version": "sd_v1", "ss_v2": "False"}),
+        (1024, False, {"ss_base_model_version": "sd_v2", "ss_v2": "True"}),
+        (2048, True, {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False"}),
+        (12, False, {}),
+    ],
+)
+def test_the_header_of_kohyas_layout_says_for_which_model_it_is(tmp_path, width, sizes, said):
+    """By it A1111 decides which to show."""
+    model = stub(sizes=sizes)
+    for name, value in model.theta.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
+            model.theta[name] = nn.Parameter(torch.zeros(len(value), width))
+    source, written = tmp_path / "lora.safetensors", tmp_path / "kohya.safetensors"
+    save_file({f"{TO_K}.lora_A.weight": noise(2, width), f"{TO_K}.lora_B.weight": noise(16, 2)}, source)
+    write_lora(read(source), model, written, layout="kohya")
+    assert {key: value for key, value in read_metadata(written).items() if key.startswith(("ss_b", "ss_v"))} == said
 
 
 def test_floats_of_eight_bits_become_longer(tmp_path):
