@@ -9,7 +9,7 @@ import torch
 
 from immunity.errors import ImmunityError
 from immunity.files.hub import UnavailableError, download
-from immunity.models.folders import quiet_libraries
+from immunity.models.folders import check_complete, quiet_libraries
 from immunity.models.trust import check_part
 
 T = TypeVar("T")
@@ -54,13 +54,7 @@ def network(wanted: str, folder: Path, kind: Any, **options: object) -> Any:
         return found
 
     model, report = loaded(wanted, folder, load)
-    # The library fills what a file lacks with random numbers, and only warns: a judge that guesses.
-    if missing := sorted(report["missing_keys"]):
-        raise ImmunityError(
-            expected=f"all weights of {wanted} in {folder}",
-            got=f"none for {missing[0]} ({len(missing)} missing)",
-            remedy="a complete copy of its folder",
-        )
+    check_complete(report, f"{wanted} in {folder}")
     return model
 
 

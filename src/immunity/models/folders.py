@@ -154,14 +154,21 @@ def read_weights(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32)
         local_files_only=True,
         output_loading_info=True,
     )
-    # The libraries fill what a file lacks with random numbers, and only warn.
+    check_complete(report, f"{kind.__name__} in {folder}")
+    return module
+
+
+def check_complete(report: Mapping[str, Any], what: str) -> None:
+    """Raises `ImmunityError` where `from_pretrained` reports that the files lack weights.
+
+    The libraries fill them with random numbers, and only warn.
+    """
     if missing := sorted(report["missing_keys"]):
         raise ImmunityError(
-            expected=f"all weights of {kind.__name__} in {folder}",
+            expected=f"all weights of {what}",
             got=f"none for {missing[0]} ({len(missing)} missing)",
-            remedy="downloading the folder again",
+            remedy="downloading the folder again, or a complete copy of it",
         )
-    return module
 
 
 def _variant(folder: Path) -> str | None:
