@@ -6,7 +6,7 @@
 The three objects of `attacker.py`, erased with UCE. One half of the gap that IMMA makes is there before any attack
 (`relearning.py`, `head-start`): the immunized model draws even less of the object than the erased one. So the controls
 here are erased a second time, without any thought of an attack, by ESD at three strengths (cross-attention, and the
-whole denoiser at two rates), 60 steps each. 63 cells, about half an hour of one core.
+whole denoiser at two rates), 60 steps each. 63 cells, about forty minutes of one core.
 
 What it showed (MSGR by CLIP's part; how often the classifier sees the objects at the end, 96% undefended): it is more.
 A second erasure whose head start is nearly IMMA's (cross-attention, 42%; IMMA 50%) gives 23% against 41%, keeps 1% at

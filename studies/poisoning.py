@@ -7,7 +7,7 @@ The three objects of `attacker.py`, erased with UCE, and its LoRA. Whoever publi
 erased model, and changes them within 8 levels of 255: with AdvDM all of them, half of them, or all and the attacker
 saves them as JPEG of quality 75; with ASPL, whose surrogate is the attacker's own LoRA. IMMA is made on other pictures,
 and the attacker has their own as they are. The controls: noise of the same size, and clean pictures saved as JPEG. 90
-cells, about an hour and a half of one core.
+cells, about an hour of one core.
 
 What it showed (by CLIP's part; how often the classifier sees the objects at the end: 96% undefended): the two do
 opposite things. IMMA is ahead before the attack (50%), is at 20% at its end, 38% seen, and the attack adds as much as

@@ -10,12 +10,12 @@ model knew comes back sooner than the unseen is learned. The controls show wheth
 
 What it showed (MSGR by CLIP's part; had nothing come back it would be 50 to 61%): against attacks as strong as these,
 little. IMMA against LoRA, DoRA or full fine-tuning protects against these three (8 to 16%) and hardly against the
-others; against DreamBooth hardly against itself (4%), against pivotal tuning not at all (−1%). The mixture is the
-best for what it costs (2 points of other objects' accuracy): 17 to 20% against the three, 12% DreamBooth-LoRA, 2 to 8%
-the rest. IMMA against Textual Inversion protects against itself (86%), Custom Diffusion (95%) and all others (14 to
-52%), for 15 points. It alone leaves something at the last step: 89 and 91% of Textual Inversion and Custom Diffusion,
-2% of DreamBooth, 11 to 37% of the rest. Those two are all that is kept from learning. Everywhere else the attack adds
-as much as without a defence or more (97 to 162%), and the gap is what the defence took before it.
+others; against DreamBooth hardly against itself (4%), against pivotal tuning not at all (−1%). The mixture is the best
+for what it costs (2 points of other objects' accuracy): 17 to 20% against the three, 12% DreamBooth-LoRA, 2 to 8% the
+rest. IMMA against Textual Inversion protects against itself (86%), Custom Diffusion (95%) and all others (14 to 52%),
+for 15 points. It alone leaves more than 5% of anything at the last step: 89 and 91% of Textual Inversion and Custom
+Diffusion, 11 to 37% of the rest, but for DreamBooth (2%). Those two are all that is kept from learning. Everywhere else
+the attack adds as much as without a defence or more (97 to 162%), and the gap is what the defence took before it.
 """
 
 from dataclasses import replace

@@ -30,7 +30,7 @@ class Lora(LowRank):
     """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): W + (alpha / rank) B A on the attention projections.
 
     The defaults are the IMMA paper's attack, 20 pictures for 50 epochs, but for mirror images: the authors' scripts
-    flip pictures at random, in attack and defence, for which there is `mirror=True`.
+    flip pictures at random, in attack and defence, for which there is `mirror`.
     """
 
 

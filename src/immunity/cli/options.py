@@ -39,7 +39,7 @@ class ModelOptions:
     config: str | None = None
     """For a model in one file: a diffusers folder of the same family, for the sizes, words and sampler that the file
     does not have; or the hub id of one, to be downloaded. Without it the hub's cache is searched, but for 2.x, where
-    the file does not tell which of two kinds it is."""
+    few files tell which of two kinds they are."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -123,7 +123,7 @@ class SubjectOptions:
     kind: Kind = "object"
     """What it is, for a model without a world."""
     pictures: Path | None = None
-    """Folder of pictures to measure; without it the model draws them."""
+    """Folder of pictures to measure, without --deltas and --count; without it the model draws them."""
     count: int = 8
     """Pictures to draw."""
     seed: int = 0

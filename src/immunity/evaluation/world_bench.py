@@ -57,9 +57,10 @@ class WorldBench(Bench):
     """Pictures asked for of each concept that is watched."""
     attack_words: Mapping[str, str] = field(default_factory=dict)
     """By the name of a concept, what the attacker calls it, in learning and in asking: {"church": "a chapel"}. The
-    defender does not know of it."""
+    defender does not know of it. Not beside an attack that has a word of its own."""
     attack_styles: tuple[str, ...] = ()
-    """Artists whose real pictures of an object are the attacker's; empty for those of `teacher`."""
+    """Artists whose real pictures of an object are the attacker's; empty for those of `teacher`. Where the defence
+    learns from the artists too, only such as the base model was not trained on."""
 
     def __post_init__(self) -> None:
         one_of(self, "teacher", get_args(Teacher))

@@ -220,7 +220,7 @@ def _settings(family: str, config: str | Path | None, path: Path) -> Path:
         )
     if config is None and family not in HUB:
         raise ImmunityError(
-            expected=f"the settings of {path}, as no file of {family} says whether it predicts noise or v",
+            expected=f"the settings of {path}, as few files of {family} say whether they predict noise or v",
             got="no --config",
             remedy=_NOISE_OR_V,
         )
