@@ -50,7 +50,7 @@ def test_a_model_in_one_file_is_the_model_of_its_folder(tiny_folders, sdxl, fami
     if family in ("sd2", "sd2v"):
         kind = "v_prediction" if family == "sd2v" else "epsilon"
         assert model._scheduler.config.prediction_type == kind
-        with pytest.raises(ImmunityError, match=r"predicts noise or v; got no --config.*2-1-base if.*2-1 if"):
+        with pytest.raises(ImmunityError, match=r"predict noise or v; got no --config.*2-1-base if.*2-1 if"):
             load(file)
     if family == "sd2v":
         without_text = {name: value for name, value in tensors.items() if "resblocks.1" not in name}
