@@ -40,7 +40,6 @@ study = Study(
         "whole": "erased again: ESD, the whole denoiser",
         "whole-strong": "erased again: ESD, the whole denoiser at three times the rate",
     },
-    at=tuple(LORA.steps // part for part in (8, 4, 2, 1)),
     sampler=SAMPLER,
     dtype=DTYPE,
 )

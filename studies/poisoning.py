@@ -50,7 +50,6 @@ study = Study(
         "noise": "random noise",
         "jpeg": "clean, saved as JPEG",
     },
-    at=tuple(LORA.steps // part for part in (8, 4, 2, 1)),
     sampler=SAMPLER,
     dtype=DTYPE,
 )

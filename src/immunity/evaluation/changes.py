@@ -8,7 +8,7 @@ from typing import NamedTuple
 from immunity.adaptations.base import described
 from immunity.concepts import Examples
 from immunity.deltas import Delta
-from immunity.erasers import AnyEraser, Esd, Uce
+from immunity.erasers import AnyEraser
 from immunity.evaluation.laboratory import Laboratory
 from immunity.evaluation.store import Recipe
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
@@ -66,7 +66,7 @@ def _immunized(laboratory: Laboratory, key: CellKey, arm: str, examples: Example
     def make(work: Path) -> Delta:
         journal = laboratory.journal(work, f"{key.concept} {key.seed}: {arm}")
         seed = laboratory.seed(key, "immunize")
-        if isinstance(method, Esd | Uce):
+        if isinstance(method, AnyEraser):
             return method(laboratory.model, [laboratory.panel.concept(key.concept)], seed=seed, journal=journal)
         return method(laboratory.model, examples, laboratory.study.foreseen(arm), seed=seed, journal=journal)
 
@@ -82,16 +82,13 @@ def _immunizer(laboratory: Laboratory, arm: str) -> AnyImmunizer | AnyEraser:
 def _where(laboratory: Laboratory, key: CellKey, arm: str, examples: Examples) -> _Known:
     method = _immunizer(laboratory, arm)
     recipe = _recipe(laboratory, method, laboratory.seed(key, "immunize"))
-    if isinstance(method, Esd | Uce):  # who erases again reads words, and neither pictures nor what is expected
-        return _known(laboratory, arm, recipe | {"concept": dataclasses.asdict(laboratory.panel.concept(key.concept))})
-    recipe |= {"examples": examples.digest(), "against": described(laboratory.study.foreseen(arm))}
+    if isinstance(method, AnyEraser):  # which reads words, and neither pictures nor what is expected
+        recipe |= {"concept": dataclasses.asdict(laboratory.panel.concept(key.concept))}
+    else:
+        recipe |= {"examples": examples.digest(), "against": described(laboratory.study.foreseen(arm))}
     if isinstance(method, RandomPerturbation) and method.like is not None:
         # The name of an arm is not enough: it could be another method in another version of the study.
         recipe["like"] = _where(laboratory, key, method.like, examples).recipe
-    return _known(laboratory, arm, recipe)
-
-
-def _known(laboratory: Laboratory, arm: str, recipe: Recipe) -> _Known:
     return _Known(laboratory.store.delta_path(arm, recipe), recipe)
 
 
