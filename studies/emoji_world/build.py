@@ -36,7 +36,7 @@ class Budget:
 
     objects: int | None
     autoencoder_steps: int
-    generator_steps: tuple[int, int]
+    generator_steps: tuple[int, int, int]
     sample_every: int
     judges: judges.Budget
     scale: evaluate.Scale
@@ -46,7 +46,7 @@ BUDGETS = {
     "full": Budget(
         objects=None,
         autoencoder_steps=2900,
-        generator_steps=(8200, 3600),
+        generator_steps=(8200, 3600, 9500),
         sample_every=500,
         judges=judges.Budget(),
         scale=evaluate.Scale(),
@@ -54,7 +54,7 @@ BUDGETS = {
     "smoke": Budget(
         objects=6,
         autoencoder_steps=20,
-        generator_steps=(10, 10),
+        generator_steps=(10, 10, 10),
         sample_every=20,
         judges=judges.SMOKE,
         scale=evaluate.Scale(objects=6, steps=2, seeds=1),
@@ -70,15 +70,21 @@ def main() -> None:
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="full")
     parser.add_argument("--until", choices=STAGES, default="ship", help="stop after this stage")
     parser.add_argument(
-        "--reuse-autoencoder", action="store_true", help="take the package's own, so latents stay the same"
+        "--reuse",
+        nargs="+",
+        choices=("autoencoder", "judges"),
+        default=(),
+        help="take the package's own: latents stay the same, or scores stay comparable",
     )
     parser.add_argument("--ship", action="store_true", help="write the result into the package and docs/world")
     options = parser.parse_args()
     budget = BUDGETS[options.budget]
     work = options.work or (WORK if options.budget == "full" else WORK.with_name(f"{WORK.name}-{options.budget}"))
     _claim(work, options.budget)
-    if options.reuse_autoencoder and not (work / "autoencoder" / "model").exists():
+    if "autoencoder" in options.reuse and not (work / "autoencoder" / "model").exists():
         shutil.copytree(PACKAGE / "generator" / "vae", work / "autoencoder" / "model")
+    if "judges" in options.reuse:
+        judges.reuse(PACKAGE / "judges", work)
     stages = {
         "data": lambda: data.build(work, limit=budget.objects),
         "autoencoder": lambda: autoencoder.train(work, steps=budget.autoencoder_steps),

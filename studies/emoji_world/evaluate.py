@@ -143,6 +143,12 @@ def top1(said: list[str], truth: list[str]) -> float:
     return float(np.mean([a == b for a, b in zip(said, truth, strict=True)]))
 
 
+def by_style(said: list[str], truth: list[str], asked: list[str]) -> dict[str, float]:
+    """Top-1 among the pictures that were asked for in each style."""
+    rows = {s.name: [i for i, name in enumerate(asked) if name == s.name] for s in v.STYLES}
+    return {name: top1([said[i] for i in own], [truth[i] for i in own]) for name, own in rows.items()}
+
+
 def generator_quality(work: Path, scale: Scale) -> dict[str, object]:
     """Shows 3: the classifiers' top-1 on generated pictures beside the same classifiers' on the real training
     pictures."""
@@ -152,17 +158,13 @@ def generator_quality(work: Path, scale: Scale) -> dict[str, object]:
     real = real_pictures(world, np.array(trained))
     real_object = top1(objects.names_of(real), [world.rows[i].object for i in trained])
     real_style = top1(styles.names_of(real), [world.rows[i].style for i in trained])
+    rendered = autoencoder.decoded(work, world.pictures[np.array(trained)]).float() / 255
+    rendered_style = top1(styles.names_of(rendered), [world.rows[i].style for i in trained])
     wanted = everything(scale)
     made = generate(pipe, wanted, work / "evaluation" / "all", scale.steps)
     said, truth = objects.names_of(made), [w.object for w in wanted]
-    made_object, made_style = top1(said, truth), top1(styles.names_of(made), [w.style for w in wanted])
-    by_style = {
-        s.name: top1(
-            [a for a, w in zip(said, wanted, strict=True) if w.style == s.name],
-            [w.object for w in wanted if w.style == s.name],
-        )
-        for s in v.STYLES
-    }
+    hands, asked = styles.names_of(made), [w.style for w in wanted]
+    made_object, made_style = top1(said, truth), top1(hands, asked)
     study = [Wanted(n, s.name, 10_000 + k) for n in scale.study for s in v.STYLES for k in range(scale.seeds)]
     said = objects.names_of(generate(pipe, study, work / "evaluation" / "study", scale.steps))
     each = {n: [a for a, w in zip(said, study, strict=True) if w.object == n] for n in scale.study}
@@ -174,9 +176,11 @@ def generator_quality(work: Path, scale: Scale) -> dict[str, object]:
         "generated object top-1": made_object,
         "object ratio": made_object / max(real_object, 1e-9),
         "real style top-1": real_style,
+        "real style top-1 after the autoencoder": rendered_style,
         "generated style top-1": made_style,
         "style ratio": made_style / max(real_style, 1e-9),
-        "generated object top-1 by style": by_style,
+        "generated object top-1 by style": by_style(said, truth, asked),
+        "generated style top-1 by style": by_style(hands, asked, asked),
         "study concepts, object top-1": {n: top1(answers, [n] * len(answers)) for n, answers in each.items()},
     }
 
@@ -285,7 +289,7 @@ CURVES = {
 
 def learning_curves(work: Path, out: Path) -> None:
     """Each judge's test score over its training, at the resolution that it had reached and with its raw weights'
-    average."""
+    average; no picture where no judge was trained here (``--reuse judges``)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -297,8 +301,9 @@ def learning_curves(work: Path, out: Path) -> None:
             axes.plot([row["step"] for row in rows], [row[key] for row in rows], marker=".", label=label)
     axes.set(xlabel="training step", ylabel="top-1", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(frameon=False)
+    if not axes.lines:
+        return
+    axes.legend(frameon=False)
     out.mkdir(parents=True, exist_ok=True)
     figure.savefig(out / "judges.png", dpi=110)
 

@@ -159,3 +159,15 @@ def export(work: Path, destination: Path) -> None:
         if (folder(work, name) / "reliability.png").exists():
             shutil.copy2(folder(work, name) / "reliability.png", destination / name / "reliability.png")
     shutil.copy2(folder(work, "judges.json"), destination / "judges.json")
+
+
+def reuse(shipped: Path, work: Path) -> None:
+    """Take the judges that `export` once wrote to ``shipped`` as trained and measured, where ``work`` has none."""
+    summary = json.loads((shipped / "judges.json").read_text())
+    for name in NAMES:
+        if not folder(work, name).exists():
+            shutil.copytree(shipped / name, folder(work, name) / "model")
+            (folder(work, name) / "model" / "reliability.png").unlink(missing_ok=True)
+            if (shipped / name / "reliability.png").exists():
+                shutil.copy2(shipped / name / "reliability.png", folder(work, name))
+            write_report(work, name, {key: value for key, value in summary[name].items() if key != "bytes"})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from immunity import ImmunityError
-from immunity.models.noising import Chain, Flow
+from immunity.models.noising import Chain, Flow, finest
 
 
 def flow(tokens: int = 256, **settings: object) -> Flow:
@@ -51,3 +51,12 @@ def test_a_chain_has_the_betas_of_its_scheduler_and_no_others():
     assert given.add_noise(one, 0 * one, torch.tensor([1])).item() == pytest.approx(0.5)
     with pytest.raises(ImmunityError, match="betas of the chain; got EDMEulerScheduler in x"):
         chain("EDMEulerScheduler")
+
+
+def test_an_apple_processor_is_asked_for_no_doubles():
+    from diffusers import DDPMScheduler
+
+    assert finest(torch.device("mps")) is torch.float32
+    chain = Chain(DDPMScheduler(), name="x", device=torch.device("cpu"))
+    noisy = chain.add_noise(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.tensor([0]))
+    assert noisy.item() == pytest.approx((1 - 1e-4) ** 0.5, abs=1e-7)

@@ -10,6 +10,7 @@ from torch import Tensor
 from immunity import processes
 from immunity.adaptations.batches import Batch
 from immunity.models import DiffusionModel
+from immunity.models.noising import finest
 
 TimesKind = Literal["as-trained", "low-noise", "high-noise"]
 
@@ -75,7 +76,7 @@ def min_snr_weights(model: DiffusionModel, times: Tensor, gamma: float, *, like:
     e b / (c b − d a) in x_0: for ε the weight is min(SNR, γ) / SNR, for v min(SNR, γ) / (SNR + 1), for a velocity
     min(SNR, γ) b². The four numbers are asked of the model, so nothing here knows which it is.
     """
-    one = torch.ones(len(times), *[1] * (like.ndim - 1), device=like.device, dtype=torch.float64)
+    one = torch.ones(len(times), *[1] * (like.ndim - 1), device=like.device, dtype=finest(like.device))
     nothing = torch.zeros_like(one)
     a, b = model.add_noise(one, nothing, times).flatten(), model.add_noise(nothing, one, times).flatten()
     c, d = model.target(one, nothing, times).flatten(), model.target(nothing, one, times).flatten()

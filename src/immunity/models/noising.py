@@ -44,6 +44,11 @@ class Noising(ABC):
         """A sampler's time, among those that `add_noise` takes."""
 
 
+def finest(device: torch.device) -> torch.dtype:
+    """The most precise floats that a device has: Apple's graphics processors have none of 64 bits."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Chain(Noising):
     """The chain of DDPM (Ho et al., 2020): x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε at whole times, ε or v predicted."""
 
@@ -67,7 +72,7 @@ class Chain(Noising):
             )
         # The sampler of the folder may keep time in sigmas (Euler, DPM++); training is always on the underlying chain.
         chain = DDPMScheduler.from_config(scheduler.config)
-        self._alphas_cumprod: Tensor = chain.alphas_cumprod.to(device, torch.float64)
+        self._alphas_cumprod: Tensor = chain.alphas_cumprod.to(device, finest(device))
 
     def sample_times(self, n: int, generator: torch.Generator) -> Tensor:
         times = torch.randint(0, len(self._alphas_cumprod), (n,), generator=generator, device=generator.device)

@@ -142,3 +142,23 @@ def test_a_killed_stage_goes_on_to_the_same_weights(tmp_path, recipe):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     with pytest.raises(SystemExit, match="of another plan"):
         train(tmp_path / "killed", steps=24)
+
+
+def test_an_error_counts_in_the_picture_at_every_time(recipe):
+    """The expected loss, density × weight, is SNR + 1/2 in units of the picture's error, and min-SNR's for epsilon."""
+    generator = recipe("generator")
+    snr = torch.tensor([100.0, 2.0, 0.01])
+    pictures, noise = generator.Weighting.of_pictures(snr), generator.Weighting.of_noise(snr)
+    torch.testing.assert_close(pictures.density * pictures.weight * snr, torch.tensor([5.0, 2.5, 0.51]))
+    torch.testing.assert_close(noise.density * noise.weight, torch.tensor([0.05, 1.0, 1.0]))
+    assert pictures.density.mean() == pytest.approx(1)
+    assert pictures.density[2] > 3 * pictures.density[0]
+
+
+def test_times_are_spread_over_the_density(recipe, generator):
+    """Sixteen draws of a density that has three quarters of its mass in its second half hold twelve from there."""
+    weighting = recipe("generator").Weighting.of(torch.tensor([1.0] * 50 + [3.0] * 50), torch.ones(100))
+    times = weighting.spread_times(16, generator)
+    assert (times >= 50).sum() == 12
+    assert times.max() <= 99
+    assert times.tolist() != sorted(times.tolist())
