@@ -73,6 +73,8 @@ def save_tensors(
             got=str(path),
             remedy=str(path.with_suffix(".safetensors")),
         )
+    if not processes.is_first():
+        return  # before gigabytes are written for the bin
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path, force=force) as temporary:
         try:

@@ -32,6 +32,13 @@ def one_of(method: "DataclassInstance", field: str, allowed: tuple[str, ...]) ->
         _refuse(method, field, f"among {', '.join(allowed)}")
 
 
+def unused(method: "DataclassInstance", *fields: str, without: str) -> None:
+    """Raises where one of the named fields was given another value than its default, and would be ignored."""
+    for entry in dataclasses.fields(method):
+        if entry.name in fields and getattr(method, entry.name) != entry.default:
+            _refuse(method, entry.name, f"as it is by default, where it is not used ({without})")
+
+
 def generator_seed(seed: int, *, count: int = 1) -> None:
     """Raises unless a generator takes `seed` and the `count` - 1 numbers after it."""
     if not 0 <= seed <= 2**63 - count:

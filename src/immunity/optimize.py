@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from immunity.errors import ImmunityError
 from immunity.models.base import DiffusionModel, thawed
 from immunity.optimizers import AnyOptimizer
 from immunity.stepping import DivergedError, Stepper, StepResult
+
+_NOTICED = 1.0
+"""Seconds that a checkpoint may take to write as often as it is due; one that takes longer waits its turn."""
+_RESTS = 20
+"""As many times what it took to write the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,7 @@ class Loop:
         self.done = 0
         self.results: list[StepResult] = []
         self._checkpoint, self._label, self._on_step = checkpoint, label, on_step
+        self._kept_at, self._keeping = 0.0, 0.0
 
     def run(self, body: Callable[[int, torch.Generator], StepResult]) -> list[StepResult]:
         """Calls `body(step, generator)` for each step that is not yet done; gives the results of all steps.
@@ -152,9 +159,20 @@ class Loop:
                 bar.update()
                 if self._on_step is not None:
                     self._on_step(self.done, result)
-                if self._checkpoint and (self.done % self._checkpoint.every == 0 or self.done == self.steps):
-                    self._checkpoint.write(self.state_dict())
+                self._keep()
         return self.results
+
+    def _keep(self) -> None:
+        """Writes the checkpoint where it is due: a large one more seldom, so that it takes a small share of the run."""
+        if self._checkpoint is None or not processes.is_first():
+            return
+        last = self.done == self.steps
+        rested = time.monotonic() - self._kept_at >= _RESTS * self._keeping if self._keeping > _NOTICED else True
+        if last or (self.done % self._checkpoint.every == 0 and rested):
+            started = time.monotonic()
+            self._checkpoint.write(self.state_dict())
+            self._kept_at = time.monotonic()
+            self._keeping = self._kept_at - started
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {

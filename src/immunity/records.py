@@ -148,7 +148,9 @@ class Plan:
         widened = dataclasses.replace(
             older, title=self.title, concepts=self.concepts, seeds=self.seeds, arms=self.arms, benign=self.benign
         )
-        return widened == self and all(
+        # An erased model that comes later would be another control's, and the old control would stand beside it.
+        attacked = older.with_role("base", "erased", "control") == self.with_role("base", "erased", "control")
+        return attacked and widened == self and all(
             set(old) <= set(new)
             for old, new in ((older.concepts, self.concepts), (older.seeds, self.seeds), (older.benign, self.benign))
         ) and all(arm in self.arms for arm in older.arms)  # fmt: skip
@@ -246,6 +248,22 @@ class Cell:
         return tuple(point.step for point in self.points)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Diverged:
+    """A cell that has no figures, as its training did not stay finite: those that have are the survivors."""
+
+    concept: str
+    seed: int
+    arm: str
+    subject: str
+    what: str
+    """What was not finite, and when."""
+
+    @property
+    def key(self) -> CellKey:
+        return CellKey(self.concept, self.seed, self.arm, self.subject)
+
+
 @dataclass(frozen=True, eq=False)
 class Records:
     """A study as far as it has got."""
@@ -253,6 +271,8 @@ class Records:
     folder: Path
     plan: Plan
     finished: tuple[Cell, ...]
+    diverged: tuple[Diverged, ...] = ()
+    """Of the cells that are missing, those that were tried."""
 
     @cached_property
     def cells(self) -> Mapping[CellKey, Cell]:
@@ -339,7 +359,15 @@ class RecordFolder:
         cell = dataclasses.replace(cell, points=points)
         with replacing(file) as temporary:
             temporary.write_text(typed_json.dumps(cell, format="immunity.cell", version=VERSION), encoding="utf-8")
+        (self.path / _diverged_path(cell.key)).unlink(missing_ok=True)
         return cell
+
+    def write_diverged(self, key: CellKey, what: str) -> None:
+        """Writes that the cell was tried and came to nothing; `write` takes that back."""
+        content = Diverged(**key._asdict(), what=what)
+        with replacing(self.path / _diverged_path(key), force=True) as temporary:
+            text = typed_json.dumps(content, format="immunity.diverged", version=VERSION)
+            temporary.write_text(text, encoding="utf-8")
 
     def read(self) -> Records:
         """All finished cells. Raises `ImmunityError`, with the file's name, for a broken or foreign file."""
@@ -354,7 +382,10 @@ class RecordFolder:
                     remedy="moving it there",
                 )
             cells.append(cell)
-        return Records(self.path, plan, tuple(cells))
+        files = sorted((self.path / "diverged").glob("*/*/[!.]*.json"))
+        tried = [typed_json.read(Diverged, file, format="immunity.diverged", version=VERSION) for file in files]
+        planned = set(plan.cells()) - {cell.key for cell in cells}
+        return Records(self.path, plan, tuple(cells), tuple(each for each in tried if each.key in planned))
 
 
 def _as_stored(plan: Plan) -> Plan:
@@ -384,6 +415,10 @@ def _check_belongs(cell: Cell, plan: Plan, file: Path | None = None) -> None:
             got=f"{sorted(cell.points[0].scores)}{at}",
             remedy="scoring with all metrics",
         )
+
+
+def _diverged_path(key: CellKey) -> Path:
+    return Path("diverged", *_cell_path(key).parts[1:])
 
 
 def _cell_path(key: CellKey) -> Path:

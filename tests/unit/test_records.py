@@ -122,6 +122,13 @@ def test_a_different_plan_is_refused(small, changes):
         RecordFolder.create(small.path, synthetic.plan(**changes))
 
 
+def test_a_study_of_the_base_model_does_not_become_one_of_an_erased_model(tmp_path):
+    attacked = tuple(arm for arm in synthetic.ARMS if arm.role != "erased")
+    RecordFolder.create(tmp_path, synthetic.plan(arms=attacked))
+    with pytest.raises(ImmunityError, match="differs in arms"):
+        RecordFolder.create(tmp_path, synthetic.plan())
+
+
 @pytest.mark.parametrize("changes", [{"concepts": ()}, {"seeds": (1, 1)}, {"metrics": ()}])
 def test_a_plan_with_nothing_or_with_doubles_is_refused(changes):
     with pytest.raises(ImmunityError, match="at least one"):

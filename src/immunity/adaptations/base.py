@@ -125,10 +125,7 @@ class Adaptation(ABC):
         """
         check_trainable(model)
         if not self.captions:
-            prompts = examples.prompts
-            if examples.name:
-                prompts = tuple(self.asking(prompt, name=examples.name) for prompt in prompts)
-            examples = dataclasses.replace(examples, prompts=self.named(prompts))
+            examples = dataclasses.replace(examples, prompts=self.called(examples))
         return Batches.encode(
             model,
             examples,
@@ -137,6 +134,16 @@ class Adaptation(ABC):
             balance=self.balance,
             cache_prompts=not (self.trains_text(model) or changes_text(changing)),
         )
+
+    def called(self, examples: Examples) -> tuple[str, ...]:
+        """What it learns that the pictures are called, and so how to ask for them: its captions, or their own prompts
+        in its own words."""
+        if self.captions:
+            return self.named(self.captions)
+        prompts = examples.prompts
+        if examples.name:
+            prompts = tuple(self.asking(prompt, name=examples.name) for prompt in prompts)
+        return self.named(prompts)
 
     def named(self, prompts: tuple[str, ...]) -> tuple[str, ...]:
         """The prompts, with the adaptation's name for its subject where it goes."""

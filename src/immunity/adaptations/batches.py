@@ -84,7 +84,7 @@ class Batches:
         return cls(
             _latents(model, images),
             prompts,
-            model.encode_prompts(distinct) if cache_prompts else None,
+            encoded(model, distinct) if cache_prompts else None,
             rows,
             _epoch(prompts, balance=balance),
             mirrored=mirror,
@@ -122,6 +122,12 @@ class Batches:
         generator = torch.Generator().manual_seed(derived_seed(seed, "epoch", turn))
         order = torch.randperm(len(self.epoch), generator=generator)
         return self.epoch[order[place]]
+
+
+def encoded(model: DiffusionModel, prompts: Sequence[str]) -> Conditioning:
+    """Of any number of prompts: what an encoder holds of them meanwhile is many times what is kept."""
+    parts = [prompts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(prompts), _ENCODED_AT_ONCE)]
+    return Conditioning.cat([model.encode_prompts(part) for part in parts])
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """LoRA's relatives, as peft has them: DoRA, LoHa, LoKr, OFT, BOFT."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,15 +10,12 @@ from torch import Tensor
 
 from immunity.adaptations.attached import AdapterFiles, Attached
 from immunity.adaptations.lora import LoraLayers
-from immunity.adaptations.peft_layers import ADAPTER, LayerAdaptation, PeftLayers, inside_denoiser
+from immunity.adaptations.peft_layers import ADAPTER, CONVOLUTIONS, LayerAdaptation, PeftLayers, inside_denoiser
 from immunity.checks import one_of
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
 
 Kind = Literal["dora", "loha", "lokr", "oft", "boft"]
-
-CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
-"""Ends of the names of a U-Net's convolutions, but for the first and the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +62,7 @@ class PeftAdapter(LayerAdaptation):
         if self.kind == "lokr":
             return inside_denoiser(model, _Products, peft.LoKrModel, peft.LoKrConfig(**scaled), seed=seed)
         if self.kind == "oft":
+            _check_blocks(model, self.targets, self.rank)
             rotations = peft.OFTConfig(**shared, r=0, oft_block_size=self.rank)
             return inside_denoiser(model, _Rotations, peft.OFTModel, rotations, seed=seed)
         butterflies = peft.BOFTConfig(**shared, boft_block_size=self.rank)
@@ -129,3 +127,15 @@ def _without_compiling(attached: AbstractContextManager[Attached]) -> Iterator[A
             yield phi
     finally:
         layer._FBD_CUDA = before
+
+
+def _check_blocks(model: DiffusionModel, targets: Collection[str], width: int) -> None:
+    """Raises where peft would take blocks of another width than was asked for, layer by layer."""
+    for path, layer in model.components[model.denoiser].named_modules():
+        inputs = getattr(layer, "in_features", width)
+        if any(path == one or path.endswith(f".{one}") for one in targets) and inputs % width:
+            raise ImmunityError(
+                expected=f"a rank, the width of oft's blocks, that divides the {inputs} inputs of {path}",
+                got=str(width),
+                remedy="--rank 4",
+            )

@@ -1,7 +1,7 @@
 """φ as layers of peft inside the denoiser: LoRA and its relatives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +18,10 @@ from immunity.models.sharding import is_shard
 
 ADAPTER = "immunity"
 """peft's name for φ in a module; files do not have it."""
+USUAL = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+"""Ends of the names of attention's projections."""
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+"""Ends of the names of a U-Net's convolutions, but for the first and the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +32,7 @@ class LayerAdaptation(Adaptation, ABC):
     """Rank of the addition B A."""
     alpha: float | None = None
     """Scale of the addition, times the rank; None for the rank itself, a scale of one."""
-    targets: tuple[str, ...] = (
-        *("to_q", "to_k", "to_v", "to_out.0"),
-        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    )
+    targets: tuple[str, ...] = USUAL
     """Ends of the names of the layers that get one. The last four of the default are the text's own projections in
     joint attention (Stable Diffusion 3, FLUX.1); a denoiser without such layers is none the worse."""
 
@@ -154,6 +155,7 @@ def inside_denoiser(
         denoiser.train(training)
         _mark(marks)  # peft freezes θ, also what somebody trains of it
         phi = layers(model, component, injected)
+        _check_all_found(phi.layers, config.target_modules)
         phi.reset(seed)
         yield phi
     finally:
@@ -176,3 +178,16 @@ def _mark(marks: Mapping[nn.Parameter, bool]) -> None:
 
 def _without_adapter(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != ADAPTER)
+
+
+def _check_all_found(paths: Collection[str], targets: Collection[str]) -> None:
+    """Raises for targets that no layer has: the adaptation would be less than it says. Of the default ones, and of
+    convolutions, not every denoiser has all."""
+    missing = [one for one in targets if not any(path == one or path.endswith(f".{one}") for path in paths)]
+    lost = [one for one in missing if one not in (*USUAL, *CONVOLUTIONS)]
+    if set(CONVOLUTIONS) <= set(missing):
+        lost.append("convolutions")
+    if lost:
+        raise ImmunityError(
+            expected="layers that the denoiser has", got=f"no {', '.join(sorted(lost))} in it", remedy="other targets"
+        )

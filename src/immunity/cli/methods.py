@@ -2,13 +2,16 @@
 
 import dataclasses
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from immunity.adaptations import AnyAdaptation, Attached
+from immunity import adaptations
+from immunity.adaptations import Adaptation, AnyAdaptation, Attached
 from immunity.adaptations import adapt as run_adaptation
 from immunity.adaptations.base import described
 from immunity.atomic import replacing
+from immunity.checks import unused
 from immunity.cli.choices import AGAINST, name_of, subcommands
 from immunity.cli.mixture import Mixture
 from immunity.cli.options import ModelOptions, OutputOptions, RunOptions, TrainedModelOptions
@@ -18,7 +21,7 @@ from immunity.concepts import Examples
 from immunity.deltas import Provenance
 from immunity.erasers import AnyEraser
 from immunity.filenames import LOSSES_FILE, POISON_FILE
-from immunity.immunizers import AnyImmunizer
+from immunity.immunizers import AnyImmunizer, AscentOnly, Imma
 from immunity.models import DiffusionModel
 from immunity.optimize import Journal
 from immunity.pictures import write_imagefolder
@@ -96,7 +99,8 @@ def adapt(
     """
     output.check_folder(LOSSES_FILE, inputs=(*model.inputs, *pictures.inputs))
     samples.check(method.steps)
-    pictures.check(model)
+    pictures.check(model, output.out)
+    _tell_of_captions(pictures, method)
     identity = {
         "adapt": _described(method),
         "samples": dataclasses.asdict(samples),
@@ -109,7 +113,7 @@ def adapt(
         model.split(loaded)
 
         def draw(step: int, _phi: Attached) -> None:
-            samples.draw(loaded, examples.prompts, folder / "samples" / f"{step:05}.png", seed=run.seed)
+            samples.draw(loaded, method.called(examples), folder / "samples" / f"{step:05}.png", seed=run.seed)
 
         result = run_adaptation(
             loaded,
@@ -150,8 +154,13 @@ def immunize(
         against: The adaptation that shall fail; its own flags come last.
     """
     output.check_file(".safetensors", inputs=(*model.inputs, *pictures.inputs))
-    pictures.check(model)
+    pictures.check(model, output.out)
     foreseen = against.made() if isinstance(against, Mixture) else against
+    for each in foreseen.of if isinstance(foreseen, adaptations.Mixture) else (foreseen,):
+        _tell_of_captions(pictures, each)
+        if isinstance(method, Imma | AscentOnly):
+            what = f"{name_of(type(method))} has its own; give its flags before {AGAINST}"
+            unused(each, *method.unforeseen, without=what)
     identity = {
         "immunize": _described(method),
         "against": described(foreseen),
@@ -185,7 +194,7 @@ def poison(
         method: How it is poisoned; its own flags come after its name.
     """
     output.check_folder(POISON_FILE, inputs=(*model.inputs, *pictures.inputs))
-    pictures.check(model)
+    pictures.check(model, output.out)
     identity = {
         "poison": method.described(),
         "pictures": pictures.described(),
@@ -212,6 +221,13 @@ def _opened(
     base = model.load_base()
     examples = pictures.read(base.model, model, seed=seed, verb=verb, folder=folder)
     return base.with_deltas(), examples
+
+
+def _tell_of_captions(pictures: PictureOptions, method: Adaptation) -> None:
+    if pictures.prompt is not None and method.captions:
+        called = method.named(method.captions)[0] + (" and the like" if len(method.captions) > 1 else "")
+        what = f"--prompt is not used: {name_of(type(method))} calls its pictures {called}"
+        warnings.warn(f"{what}; --captions with nothing after it leaves them their own prompts", stacklevel=2)
 
 
 def _tell(output: OutputOptions) -> None:

@@ -1,6 +1,7 @@
 """Verbs on a model as it is: info, sample, export."""
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from immunity.checks import generator_seed
 from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
-from immunity.filenames import GRID_FILE, SAMPLE_FILE
+from immunity.filenames import DELTA_FILE, GRID_FILE, SAMPLE_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +96,7 @@ def sample(
     seeds = [seed + i for _ in prompt for i in range(count)]
     with ExitStack() as taught:
         for path in tokens:
+            _tell_of_delta(path, loaded)
             taught.enter_context(read_token(path).learned(loaded).known_to(loaded))
         pictures = draw(
             loaded, prompts, seeds, label="sample", steps=steps, guidance=guidance, negative=negative, batch=batch
@@ -104,6 +106,17 @@ def sample(
     with replacing(output.out, force=output.force) as folder:
         _write_pictures(folder, loaded, pictures, prompts, seeds, columns=count, settings=settings)
     print(output.out)
+
+
+def _tell_of_delta(tokens: Path, model: "DiffusionModel") -> None:
+    """Of Custom Diffusion and pivotal tuning, the words are half of what was learned."""
+    from immunity.deltas import Delta
+
+    delta = tokens / DELTA_FILE
+    if delta.is_file() and Delta.load(delta).hash not in model.parents:
+        warnings.warn(
+            f"{tokens} changes weights, too, which --tokens alone leaves out: --deltas {tokens}", stacklevel=2
+        )
 
 
 def export(model: ModelOptions, output: OutputOptions, *, measured: tuple[Path, ...] = ()) -> None:

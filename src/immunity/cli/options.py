@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from immunity.checks import generator_seed
+from immunity.checks import generator_seed, unused
 from immunity.errors import ImmunityError
 from immunity.processes import own_device, started
 
@@ -107,6 +107,10 @@ class TrainedModelOptions(ModelOptions):
     """Split the denoiser over the processes of `accelerate launch` (FSDP), for models larger than a GPU."""
     whole: str = "attention"
     """With --shard: the group of parameters that stays whole on each GPU. It must hold what is trained or adapted."""
+
+    def __post_init__(self) -> None:
+        if not self.shard:
+            unused(self, "whole", without="without --shard")
 
     @property
     def _first(self) -> str:

@@ -29,7 +29,7 @@ def partial(output: OutputOptions, what: Mapping[str, object]) -> Iterator[Path]
     """
     folder = output.out.with_name(output.out.name + ".partial")
     if processes.is_first():
-        _begin(folder, json.dumps(what, sort_keys=True, indent=1, ensure_ascii=False), force=output.force)
+        _begin(folder, json.dumps(what, sort_keys=True, indent=1), force=output.force)
     processes.wait()
     try:
         yield folder

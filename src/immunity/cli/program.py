@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(str(problem), code=2)
     except (RuntimeError, MemoryError) as error:
         # PyTorch's own class, by name: naming it properly would import PyTorch for `--help`.
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        on_cpu = "can't allocate memory" in str(error)  # for which PyTorch has no class
+        if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or on_cpu):
             raise
         problem = ImmunityError(
             expected="enough memory", got=str(error).splitlines()[0], remedy="a smaller --batch, or --dtype bfloat16"

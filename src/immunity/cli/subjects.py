@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 from immunity.atomic import load_tensors, save_tensors
+from immunity.checks import unused
 from immunity.cli.options import ModelOptions, TrainedModelOptions, digest
 from immunity.concepts import Concept, Examples, Kind
 from immunity.drawing import draw
@@ -81,8 +82,14 @@ class PictureOptions:
         assert self.images is not None
         return Examples.from_folder(self.images, prompt=self.prompt, size=1)
 
-    def check(self, model: ModelOptions) -> None:
+    def check(self, model: ModelOptions, out: Path) -> None:
         """Finds what is wrong with the flags and the pictures, as far as that takes no model."""
+        if self.images is not None and out.resolve().is_relative_to(self.images.resolve()):
+            raise ImmunityError(
+                expected="a result beside the folder of pictures",
+                got=f"{out}, which would be read as one of {self.images} the next time",
+                remedy="another path",
+            )
         if (self.images is None) == (self.concept is None):
             got = "neither" if self.images is None else "both"
             raise ImmunityError(expected="--images or --concept", got=got, remedy="--images FOLDER")
@@ -113,6 +120,8 @@ class PictureOptions:
                 remedy="--images FOLDER, or --drawn 20 to have them drawn",
             )
         elif self.drawn is None:
+            if self.kind is not None:
+                self._concept(world)  # which refuses it for what the world knows
             self._samples(world)
         else:
             self._concept(world)
@@ -161,7 +170,7 @@ class SampleOptions:
     sample_at: tuple[int, ...] = ()
     """After each of these numbers of steps (0 for before the first), draw a grid: <out>/samples/<steps>.png."""
     sample_prompt: tuple[str, ...] = ()
-    """A row each; the first prompts of the pictures unless given."""
+    """A row each; unless given, the first things that the method learns to call the pictures."""
     sample_count: int = 4
     """Pictures in a row: with --seed and the numbers after it as their seeds, so the same in every grid."""
     sample_steps: int = 25
@@ -176,13 +185,16 @@ class SampleOptions:
                 got=f"{self.sample_count} and {self.sample_steps}",
                 remedy="--sample-count 4 --sample-steps 25",
             )
+        if not self.sample_at:
+            flags = "sample_prompt", "sample_count", "sample_steps", "sample_guidance"
+            unused(self, *flags, without="without --sample-at")
         if late := [step for step in self.sample_at if not 0 <= step <= steps]:
             raise ImmunityError(
                 expected=f"--sample-at within the {steps} steps of the run", got=str(late[0]), remedy=f"0 to {steps}"
             )
 
     def draw(self, model: DiffusionModel, prompts: Sequence[str], file: Path, *, seed: int) -> None:
-        """Writes one grid; `prompts` are those of the pictures that are learned from."""
+        """Writes one grid; `prompts` are what the pictures that are learned from are called."""
         from immunity.pictures import grid, write_png
 
         rows = self.sample_prompt or tuple(dict.fromkeys(prompts))[:4]
@@ -198,6 +210,12 @@ class SampleOptions:
 
 
 def _concept(name: str, world: World | None, kind: Kind | None, prompts: tuple[str, ...]) -> Concept:
+    if world is not None and kind is not None and world.knows(name):
+        raise ImmunityError(
+            expected="--kind for a concept that no world knows",
+            got=f"--kind {kind}, and {name!r}, which this world knows",
+            remedy="leaving --kind out",
+        )
     if world is not None and kind is None:
         known = world.concept(name)
         return dataclasses.replace(known, prompts=prompts or known.prompts)

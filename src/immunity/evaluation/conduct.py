@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from torch import Tensor
 
@@ -12,12 +12,14 @@ from immunity.adaptations import Attached, AttackResult, adapt
 from immunity.adaptations.base import described
 from immunity.concepts import Examples
 from immunity.deltas import now, package_versions
+from immunity.erasers import AnyEraser
 from immunity.errors import ImmunityError
 from immunity.evaluation.bench import Purpose
 from immunity.evaluation.changes import change
 from immunity.evaluation.laboratory import Laboratory, alone
 from immunity.evaluation.machine import PeakMemory, machine
 from immunity.evaluation.store import Recipe, Store, drawn, keep_drawn
+from immunity.immunizers import RandomPerturbation
 from immunity.loading import load
 from immunity.poisons import Poisoned
 from immunity.records import Cell, CellKey, Plan, Point, RecordFolder, Records, Run
@@ -61,6 +63,7 @@ def conduct(study: "Study", store: Store, *, device: str, every: int, progress: 
                         conductor.carry_out(key)
                     except DivergedError as error:  # the other cells may be well
                         diverged[key] = f"{_cell_name(key)} ({error.got})"
+                        records.write_diverged(key, error.got)
                         laboratory.store.finished(_under_way(key))
                     bar.update()
         bar.update(len(cells) - bar.n)
@@ -123,13 +126,17 @@ class Conductor:
         learned: dict[Purpose, Examples] = {"reference": self.laboratory.pictures(key, "reference")}
         if role not in ("base", "erased"):
             learned["attack"] = self.laboratory.pictures(key, "attack")
+        defence: Examples | None = None
         if method is not None and not isinstance(method, Poisoned):
-            learned["defence"] = self.laboratory.pictures(key, "defence")
+            defence = self.laboratory.pictures(key, "defence")
+            # All such methods are given them; what is random, or erases words, learns nothing from them.
+            if not isinstance(method, (RandomPerturbation, *get_args(AnyEraser))):
+                learned["defence"] = defence
         questions = self._questions(key)
         poisoned: Examples | None = None
         losses: tuple[float, ...] = ()
         with ExitStack() as changes:
-            deltas = change(self.laboratory, key, role, learned.get("defence"), changes)
+            deltas = change(self.laboratory, key, role, defence, changes)
             before = self._look_before(key, questions)
             images = {0: before.images}
             if role not in ("base", "erased"):

@@ -1,7 +1,7 @@
 """The bench of a user's own model: folders of pictures, and the judges of the literature where their weights are."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -301,10 +301,22 @@ def _joined(one: Examples, other: Examples | None) -> Examples:
 
 def _sources(subject: Subject) -> dict[str, str]:
     """Where the pictures are from, by purpose."""
-    attack, defence, reference = (folder and f"the folder {folder.name}" for folder in subject.folders.values())
+    called = _told_apart([folder for folder in subject.folders.values() if folder])
+    attack, defence, reference = (folder and f"the folder {called[folder]}" for folder in subject.folders.values())
     drawn = "drawn by the base model"
     return {
         "attack": attack or drawn,
         "defence": defence or attack or drawn,
         "reference": reference or (f"{attack} and {defence}" if defence else attack) or drawn,
     }
+
+
+def _told_apart(folders: Sequence[Path]) -> dict[Path, str]:
+    """Their last names; or as much more of the paths as two different folders of one name need."""
+    whole = {folder: folder.resolve() for folder in folders}
+    different = set(whole.values())
+    for parts in range(1, max((len(path.parts) for path in different), default=0) + 1):
+        names = {path: "/".join(path.parts[-parts:]) for path in different}
+        if len(set(names.values())) == len(different):
+            break
+    return {folder: names[path] for folder, path in whole.items()}

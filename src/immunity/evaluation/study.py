@@ -19,6 +19,7 @@ from immunity.evaluation.store import Store
 from immunity.evaluation.world_bench import WorldBench
 from immunity.immunizers import AnyImmunizer, RandomPerturbation
 from immunity.models import DiffusionModel
+from immunity.optimize import Journal
 from immunity.poisons import Advdm, AnyPoison, Poison, Poisoned
 from immunity.records import Arm, CellKey, Plan, Records, Role
 
@@ -229,6 +230,7 @@ class Study:
         concept and seed that no other has. `every`: steps of training between two checkpoints. `shared`: a folder for
         the deltas and pictures that several studies have in common.
         """
+        Journal(every=every)  # refuses what no journal takes, before the first cell and not after it
         store = Store(Path(folder), None if shared is None else Path(shared))
         return conduct(self, store, device=device, every=every, progress=progress)
 

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from immunity.adaptations import Foreseen
 from immunity.adaptations.base import described
-from immunity.checks import at_least, one_of, positive
+from immunity.checks import at_least, one_of, positive, unused
 from immunity.concepts import Examples
 from immunity.deltas import Delta, Provenance
 from immunity.errors import ImmunityError
@@ -31,6 +31,8 @@ class Imma:
     on its own pictures, noise and times. φ and the moments of both optimizers carry over.
     """
 
+    unforeseen: ClassVar[tuple[str, ...]] = ("steps",)
+    """Fields of the adaptation that do not matter here: how long it lasts is how long this lasts."""
     group: str = "attention"
     """S, the part of θ that may change: a group of the model's parameters, such as "attention" (the paper's),
     "cross_attention", "text_kv" or "all"."""
@@ -81,6 +83,8 @@ class Imma:
                 got=f"retention={self.retention!r} without any",
                 remedy="retention_prompts",
             )
+        if self.retention == "none":
+            unused(self, "retention_weight", "retention_pictures", without="without retention")
         if self.retention == "none" and self.retention_prompts:
             raise ImmunityError(
                 expected="a kind of retention for the prompts to retain",

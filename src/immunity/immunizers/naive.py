@@ -1,6 +1,7 @@
 """The baseline that IMMA must beat: ascent without an attacker inside."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from immunity.optimizers import AdamW
 class AscentOnly:
     """Ascent of θ_S on the adaptation's loss at its first φ: the upper level of IMMA alone (the authors' "--max")."""
 
+    unforeseen: ClassVar[tuple[str, ...]] = (
+        *("steps", "lr", "optimizer", "schedule", "warmup", "weight_decay", "clip", "accumulate"),
+    )
+    """Fields of the adaptation that do not matter here, where it takes no step."""
     group: str = "attention"
     """S, the part of θ that may change: a group of the model's parameters."""
     steps: int = 500

@@ -237,6 +237,7 @@ class PipelineModel(DiffusionModel):
             raise ImmunityError(
                 expected="at least one step and a batch of one", got=f"{steps}, {batch}", remedy="steps=25"
             )
+        self._scheduler_of(steps)  # which refuses a number that the sampler cannot take
         if negative and guidance > 1 and not self._is_guided(guidance):
             raise ImmunityError(
                 expected="no negative prompt, which a guidance-distilled model cannot take",
@@ -378,7 +379,14 @@ class PipelineModel(DiffusionModel):
 
     def _scheduler_of(self, steps: int) -> Any:
         scheduler = self._fresh_scheduler()
-        self._noising.set_steps(scheduler, steps)
+        try:
+            self._noising.set_steps(scheduler, steps)
+        except ValueError as error:  # how samplers refuse more steps than the model was trained with
+            raise ImmunityError(
+                expected=f"sampling steps that {type(scheduler).__name__} can take",
+                got=f"{steps} ({str(error).splitlines()[0]})",
+                remedy="25",
+            ) from error
         return scheduler
 
 

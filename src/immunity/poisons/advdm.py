@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from immunity.adaptations import Batch, denoising_loss
-from immunity.adaptations.batches import numbered
+from immunity.adaptations.batches import encoded, numbered
 from immunity.concepts import Examples
 from immunity.models import DiffusionModel
 from immunity.poisons.base import Ascent
@@ -23,7 +23,7 @@ class Advdm(Ascent):
     def loss(self, model: DiffusionModel, examples: Examples) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
         distinct, rows = numbered(examples.prompts)
         with torch.no_grad():
-            conditioning = model.encode_prompts(distinct)
+            conditioning = encoded(model, distinct)
 
         def of(images: Tensor, numbers: Tensor, generator: torch.Generator) -> Tensor:
             latents = model.encode_images(images, generator)

@@ -1,5 +1,6 @@
 """From records to pairs: one concept, one arm, set against the control, with all that bears on how far to trust it."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from immunity.errors import ImmunityError
-from immunity.records import Arm, Cell, CellKey, MetricSpec, Records
-from immunity.report.statistics import RECOVERED, Array, Paired, Summary, summarise
+from immunity.records import Arm, Cell, CellKey, Diverged, MetricSpec, Records
+from immunity.report.statistics import RECOVERED, Array, Estimate, Paired, Summary, mean_curves, resample, summarise
 
 RANDOM_SEED = 0
 """Of the bootstrap: the same records give the same intervals."""
@@ -35,6 +36,8 @@ class Comparison:
     baselines: "tuple[Comparison, ...]" = ()
     """Arms that are not expected to help, against the same control; for a defended arm only."""
     planned_seeds: int = 1
+    diverged: tuple[Diverged, ...] = ()
+    """Cells of these two arms that are missing because they came to nothing."""
     draws: int = 2000
     taught: bool = False
     """Whether nothing was erased: the attack teaches what the base model never knew, and nothing can come back."""
@@ -63,11 +66,61 @@ class Comparison:
         for metric in self.metrics:
             # Nobody looks for what is unsafe where something harmless was taught.
             if metric.shows_concept and not (metric.kind == "detection" and self.subject != self.concept):
-                # The same generator for every metric and arm of a concept: the same pictures are drawn for all.
-                # Concepts have seeds of their own, so what is drawn of one says nothing of another.
-                generator = np.random.default_rng([RANDOM_SEED, *self.concept.encode()])
-                found[metric.name] = summarise(self.paired(metric.name), draws=self.draws, generator=generator)
+                pair = self.paired(metric.name)
+                found[metric.name] = summarise(pair, draws=self.draws, generator=self._generator())
         return found
+
+    @cached_property
+    def lost_by_erasing(self) -> Estimate | None:
+        """Accuracy that the other concepts lose, mean over them, from the base model to the erased one."""
+        return self._lost(self.base, self.erased or self.control)
+
+    @cached_property
+    def lost_by_defence(self) -> Estimate | None:
+        """The same from what the defence was given, which is the control before the attack, to what it made of it."""
+        return self._lost(self.control, self.defended)
+
+    def only(self, seeds: Sequence[int]) -> "Comparison":
+        """Of these seeds alone. Replicates of two comparisons can be subtracted where both are of the same ones."""
+        if list(seeds) == list(self.seeds):
+            return self
+
+        def those(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+            return tuple(cell for cell in cells if cell.seed in seeds)
+
+        return dataclasses.replace(
+            self,
+            control=those(self.control),
+            defended=those(self.defended),
+            base=those(self.base),
+            erased=those(self.erased),
+        )
+
+    def _generator(self) -> np.random.Generator:
+        """The same for every metric and arm of a concept: the same pictures are drawn for all. Concepts have seeds of
+        their own, so what is drawn of one says nothing of another."""
+        return np.random.default_rng([RANDOM_SEED, *self.concept.encode()])
+
+    def _lost(self, before: Sequence[Cell], after: Sequence[Cell]) -> Estimate | None:
+        """None where none was asked for. Answers to the same prompt and seed are paired; the concepts count alike."""
+        cells = (*before, *after)
+        asked = [{name: len(answers) for name, answers in _others(cell).items()} for cell in cells]
+        names = [name for name in asked[0] if all(each.get(name) == asked[0][name] for each in asked)] if before else []
+        if not names:
+            return None
+        differences = np.array(
+            [
+                [
+                    (was - now) / len(_others(one)[name])
+                    for name in names
+                    for was, now in zip(_others(one)[name], _others(other)[name], strict=True)
+                ]
+                for one, other in zip(before, after, strict=True)
+            ]
+        )
+        answers = differences.shape[1]
+        weights = resample(len(before), answers, draws=self.draws, generator=self._generator())
+        return Estimate.of(mean_curves(differences[:, None] * answers / len(names), weights)[:, 0])
 
     @property
     def judged_by(self) -> tuple[MetricSpec, ...]:
@@ -160,6 +213,11 @@ def compare(
         benign=tuple(each for each in benign if each),
         baselines=tuple(each for each in baselines if each),
         planned_seeds=len(plan.seeds),
+        diverged=tuple(
+            each
+            for each in records.diverged
+            if (each.concept, each.subject) == (concept, subject) and each.arm in (arm, controls[0].name)
+        ),
         draws=draws,
         taught=is_target and not plan.with_role("erased"),
     )
@@ -190,13 +248,6 @@ def mean_score(cells: Sequence[Cell], metric: str, *, point: int = 0) -> float:
     return float(_scores(cells, metric)[:, point].mean()) if cells else float("nan")
 
 
-def loss_of_others(before: Sequence[Cell], after: Sequence[Cell]) -> float:
-    """Mean loss of accuracy over the other concepts that both were asked for; NaN where there is none."""
-    was, now = other_concepts(before), other_concepts(after)
-    common = was.keys() & now.keys()
-    return float(np.mean([was[name] - now[name] for name in common])) if common else math.nan
-
-
 def loss_rise(cell: Cell) -> float:
     """Mean of the last tenth of the losses over the mean of the first, or of the halves where that is less: a tenth has
     few noise levels, and their chance alone can look like a rise. NaN if any loss is not finite.
@@ -206,6 +257,10 @@ def loss_rise(cell: Cell) -> float:
     lengths = (max(1, len(cell.losses) // part) for part in (10, 2))
     pairs = [(sum(cell.losses[-length:]), sum(cell.losses[:length])) for length in lengths]
     return min(end / start if start else math.nan for end, start in pairs)
+
+
+def _others(cell: Cell) -> Mapping[str, tuple[float, ...]]:
+    return cell.points[0].others if cell.points[0].step == 0 else {}
 
 
 def _scores(cells: Sequence[Cell], metric: str) -> Array:

@@ -9,12 +9,10 @@ from immunity.atomic import refuse_existing, replacing
 from immunity.errors import ImmunityError
 from immunity.records import RECOGNISING, MetricSpec, RecordFolder, Records
 from immunity.report import flags, statistics
-from immunity.report.comparison import Comparison, compare, loss_of_others, mean_score, nothing_compared
+from immunity.report.comparison import Comparison, compare, mean_score, nothing_compared
 from immunity.report.statistics import Estimate
-from immunity.report.verdict import budget_metrics, grade
+from immunity.report.verdict import GRADES, budget_metrics, grade
 from immunity.report.wording import UNDEFINED, budget, duration, percent, points, spread
-
-_GRADES = {"holds": "not back", "slows": "slower", "partly": "partly", "none": "not shown", "void": "void"}
 
 
 def write_tables(folder: str | Path, out: str | Path, *, force: bool = False, draws: int = 2000) -> None:
@@ -101,7 +99,7 @@ def setting(records: Records, source: str = "") -> str:
         f"{_count(len(plan.concepts), 'concept')}, {_count(len(plan.seeds), 'seed')}, "
         f"{_count(max((len(cell.prompts) for cell in cells), default=0), 'picture')} at each point.",
         f"{_count(len(cells), 'cell')}"
-        + (f" ({missing} more are planned and missing)" if missing else "")
+        + (f" ({missing} more are planned and missing{_came_to_nothing(records)})" if missing else "")
         + f", {duration(sum(cell.run.wall_seconds for cell in cells))} in all.",
     ]
     first = cells[0].run if cells else None
@@ -109,6 +107,11 @@ def setting(records: Records, source: str = "") -> str:
         dtype = f", in {plan.settings['dtype']}" if "dtype" in plan.settings else ""
         lines.append(f"Model `{first.base}` ({first.base_hash[:12]}){dtype}.")
     return " ".join(lines) + "\n"
+
+
+def _came_to_nothing(records: Records) -> str:
+    said = ", ".join(f"{each.subject} {each.arm} seed {each.seed}" for each in records.diverged)
+    return f", of which {len(records.diverged)} diverged: {said}" if said else ""
 
 
 def _concepts(compared: Sequence[Comparison]) -> str:
@@ -125,9 +128,8 @@ def _concepts(compared: Sequence[Comparison]) -> str:
     head += [f"steps × by {timed_by_all.title}" if timed_by_all else "steps ×"]
     head += ["others lose: erasing", "… defence", "harmless SGR", "verdict", "flags"]
     accuracies = [_accuracies(of, accuracy) for of in compared] if accuracy is not None else [()] * len(compared)
-    losses = [_losses(of) for of in compared]
     rows = []
-    for of, metric, seen, lost in zip(compared, timed, accuracies, losses, strict=True):
+    for of, metric, seen in zip(compared, timed, accuracies, strict=True):
         raised = flags.check(of)
         rows.append(
             [
@@ -135,15 +137,17 @@ def _concepts(compared: Sequence[Comparison]) -> str:
                 *(percent(value, 0) for value in seen),
                 *(_estimate(of.summaries[m.name].sgr_mean) for m in similar),
                 _budget(of, metric, named=timed_by_all is None),
-                *map(points, lost),
+                _lost([of.lost_by_erasing]),
+                _lost([of.lost_by_defence]),
                 _harmless([of], similar[0]),
-                _GRADES[grade(of, raised)],
+                GRADES[grade(of, raised)],
                 ", ".join(f"`{flag.code}`" for flag in raised if flag.severity != "note"),
             ]
         )
     means = ["**mean**", *(f"**{percent(_mean(column), 0)}**" for column in zip(*accuracies, strict=True))]
     means += [f"**{_msgr(compared, m.name)}**" for m in similar]
-    means += ["", *(points(_mean(column)) for column in zip(*losses, strict=True)), "", "", ""]
+    erasing, defending = [of.lost_by_erasing for of in compared], [of.lost_by_defence for of in compared]
+    means += ["", _lost(erasing), _lost(defending), "", "", ""]
     return _table(head, [*rows, means])
 
 
@@ -174,7 +178,7 @@ def _arms(arms: Sequence[list[Comparison]]) -> str:
         row.append(_mean_of(compared, lambda of: of.summaries[first].sgr_final))
         row += [_mean_of(compared, lambda of: of.summaries[first].gained)] if looked else []
         clear = sum(all(of.clear) for of in compared)
-        row += [f"{clear} of {len(compared)}", points(_mean([_losses(of)[1] for of in compared])), hindered]
+        row += [f"{clear} of {len(compared)}", _lost([of.lost_by_defence for of in compared]), hindered]
         rows.append(row[: len(head)])
     nothing = ["*had the attack brought nothing back*", "", *(_if_nothing(arms[0], m.name) for m in metrics)]
     rows.append([*nothing, *[""] * (len(head) - len(nothing))])
@@ -217,10 +221,13 @@ each means is in `docs/flags.md`.
 """
 
 
-def _losses(of: Comparison) -> tuple[float, float]:
-    """Points that other concepts lose by erasing, and by the defence."""
-    erased = of.erased or of.control
-    return loss_of_others(of.base, erased), loss_of_others(erased, of.defended)
+def _lost(found: Sequence[Estimate | None]) -> str:
+    """Points of accuracy, mean over concepts."""
+    known = [each for each in found if each is not None]
+    if not known:
+        return UNDEFINED
+    lost = Estimate.mean(known).interval()
+    return f"{points(lost.value)} ({points(lost.low)} to {points(lost.high)})"
 
 
 def _harmless(compared: Sequence[Comparison], metric: MetricSpec) -> str:

@@ -1,16 +1,15 @@
 """One self-contained page from a study's records. Reads nothing but the records; no model, no network."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from immunity.atomic import refuse_existing, replacing
 from immunity.records import MetricSpec, RecordFolder, Records
 from immunity.report import statistics
-from immunity.report.comparison import RANDOM_SEED, Comparison, loss_of_others, nothing_compared
+from immunity.report.comparison import RANDOM_SEED, Comparison, nothing_compared
 from immunity.report.statistics import Estimate
-from immunity.report.verdict import budget_metric, budget_metrics, judge_all
+from immunity.report.verdict import GRADES, budget_metric, budget_metrics, judge_all
 from immunity.report.views import ConceptView, concept_view
 from immunity.report.wording import UNDEFINED, budget, duration, joined, percent, points, spread
 
@@ -55,10 +54,13 @@ def render(records: Records, *, draws: int = 2000) -> str:
         tiles=_tiles(concepts, lead),
         metrics=metrics,
         means=means,
+        grades=GRADES,
+        void=sum(verdict.grade == "void" for _, verdict in judged),
         budget=budget,
         timed=timed,
         timed_by_all=timed_by_all,
         missing=records.missing(),
+        diverged=records.diverged,
         total=sum(1 for _ in records.plan.cells()),
         run=first,
         versions=_merged([cell.run.versions for cell in cells]),
@@ -77,17 +79,20 @@ def _tiles(concepts: Sequence[ConceptView], lead: MetricSpec) -> list[tuple[str,
     mains = [view.main.comparison for view in concepts]
     gap = Estimate.mean([of.summaries[lead.name].sgr_mean for of in mains]).interval()
     name = "Similarity gap" if lead.kind == "similarity" else "Gap"
-    tiles = [(name, percent(gap.value), joined(spread(gap), f"{lead.title}, mean over the attack"))]
+    void = sum(view.main.verdict is not None and view.main.verdict.grade == "void" for view in concepts)
+    counted = f"{void} of {len(concepts)} void" if void else ""
+    tiles = [(name, percent(gap.value), joined(spread(gap), f"{lead.title}, mean over the attack", counted))]
     if len(concepts) > 1:
         held = sum(view.main.verdict is not None and view.main.verdict.grade == "holds" for view in concepts)
         tiles.append(("Not brought back", f"{held} of {len(mains)}", "concepts, by any measure, in this attack"))
     else:
         tiles.append(_budget_tile(mains[0]))
-    losses = [loss_of_others(of.control, of.defended) for of in mains]
-    known = [-loss for loss in losses if not math.isnan(loss)]
-    if known:
-        change = points(sum(known) / len(known), sign=True)
-        tiles.append(("Other concepts", f"{change} pts", "mean accuracy, against the undefended model"))
+    lost = [of.lost_by_defence for of in mains if of.lost_by_defence is not None]
+    if lost:
+        mean = Estimate.mean(lost).interval()
+        ends = f"{points(-mean.high, sign=True)} to {points(-mean.low, sign=True)}"
+        note = joined(ends, "mean accuracy, against the undefended model")
+        tiles.append(("Other concepts", f"{points(-mean.value, sign=True)} pts", note))
     gaps = [benign.summaries[lead.name].sgr_mean for of in mains for benign in of.benign]
     if gaps:
         benign = Estimate.mean(gaps).interval()

@@ -118,7 +118,8 @@ def area(steps: Array, curve: Array) -> Array:
 
 
 def crossing(steps: Array, curve: Array, level: Array) -> Array:
-    """The steps after which the curve first reaches `level`, linear between two looks at the attack; infinity if never.
+    """The steps after which the curve first reaches `level`, linear between two looks at the attack; infinity if never,
+    NaN where there is no level.
 
     What is reached by the first look is given that look's step, as a bound: before it there is nothing to interpolate
     from, since a straight line from the start would make of every choice of looks another result.
@@ -132,7 +133,7 @@ def crossing(steps: Array, curve: Array, level: Array) -> Array:
     share = np.divide(level - low, rise, out=np.ones_like(rise), where=between)
     found = steps[before] + share * (steps[first] - steps[before])
     steps_needed: Array = np.where(reached.any(-1), found, np.inf)
-    return steps_needed
+    return np.where(np.isnan(level), np.nan, steps_needed)
 
 
 def first_look(steps: Array) -> float:

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,11 @@ from immunity.report.charts import Chart, Level, Series, line_chart
 from immunity.report.comparison import Comparison, compare, other_concepts
 from immunity.report.statistics import Estimate, Interval
 from immunity.report.verdict import Flag, Verdict, judge
+
+COLOURS = 5
+"""Of arms in the style sheet; `_style` goes round."""
+LARGEST_PICTURE = 2**20
+"""Bytes of a picture that a page takes in; those that `RecordFolder` writes have a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,8 @@ class ArmView:
     verdict: Verdict | None
     """For defences; baselines get none."""
 
-    def marks(self, metric: str, *about: str) -> list[Numbered]:
-        return [each for each in self.flags if each.flag.about in about and each.flag.concerns(metric)]
+    def marks(self, metric: str, *about: str, subject: str | None = None) -> list[Numbered]:
+        return [each for each in self.flags if each.flag.about in about and each.flag.concerns(metric, subject)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +117,11 @@ def concept_view(records: Records, concept: str, *, draws: int) -> ConceptView |
         numbered = tuple(Numbered(count + n, f"{anchor}-f{count + n}", flag) for n, flag in enumerate(raised, start=1))
         count += len(raised)
         verdict = judge(comparison, raised) if comparison.arm.role == "defended" else None
-        arms.append(ArmView(comparison=comparison, style=f"s{i + 1}", flags=numbered, verdict=verdict))
+        arms.append(ArmView(comparison=comparison, style=_style(i), flags=numbered, verdict=verdict))
     main = arms[0].comparison
     control = plan.with_role("control")[0]
     shown = [(control, "s0", main.control)] + [(a.comparison.arm, a.style, a.comparison.defended) for a in arms]
-    columns, others = _others(main, [(arm, cells) for arm, _, cells in shown[1:]])
+    columns, others = _others(main, {arm.title: cells for arm, _, cells in shown[1:]})
     return ConceptView(
         name=concept,
         anchor=anchor,
@@ -186,6 +191,9 @@ def _loss_chart(shown: Sequence[tuple[Arm, str, Sequence[Cell]]]) -> Chart | Non
 def _benign(main: Comparison, benign: Comparison, control: Arm) -> BenignView:
     metric = next(m for m in main.metrics if m.name in benign.summaries)
     found = benign.summaries[metric.name]
+    # Both of the same seeds: their replicates are subtracted.
+    common = [seed for seed in main.seeds if seed in benign.seeds]
+    comparable = common and benign.control[0].run.attack == main.control[0].run.attack
     return BenignView(
         subject=benign.subject,
         chart=line_chart(
@@ -199,8 +207,10 @@ def _benign(main: Comparison, benign: Comparison, control: Arm) -> BenignView:
             (
                 m,
                 benign.summaries[m.name].sgr_mean,
-                statistics.relative_sgr(main.summaries[m.name].sgr_mean, [benign.summaries[m.name].sgr_mean])
-                if benign.control[0].run.attack == main.control[0].run.attack
+                statistics.relative_sgr(
+                    main.only(common).summaries[m.name].sgr_mean, [benign.only(common).summaries[m.name].sgr_mean]
+                )
+                if comparable
                 else None,
             )
             for m in main.metrics
@@ -209,17 +219,24 @@ def _benign(main: Comparison, benign: Comparison, control: Arm) -> BenignView:
     )
 
 
+def _style(arm: int) -> str:
+    """Classes of the style sheet: a colour, and from the second turn of the colours on another way to draw the line."""
+    turn, colour = divmod(arm, COLOURS)
+    return f"s{colour + 1}" + (f" t{turn}" if turn else "")
+
+
 def _others(
-    main: Comparison, arms: Sequence[tuple[Arm, Sequence[Cell]]]
+    main: Comparison, arms: Mapping[str, Sequence[Cell]]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[float, ...]], ...]]:
     columns = [("Base model", other_concepts(main.base)), ("Erased", other_concepts(main.erased))]
-    columns += [(arm.title, other_concepts(cells)) for arm, cells in arms]
+    columns += [(title, other_concepts(cells)) for title, cells in arms.items()]
     columns = [(title, values) for title, values in columns if values]
     if not columns:
         return (), ()
+    ranked = next((i for i, (title, _) in enumerate(columns) if title == main.arm.title), len(columns) - 1)
     names = [name for name in columns[0][1] if all(name in values for _, values in columns)]
     rows = [(name, tuple(values[name] for _, values in columns)) for name in names]
-    rows.sort(key=lambda row: row[1][min(2, len(row[1]) - 1)] - row[1][0])
+    rows.sort(key=lambda row: row[1][ranked] - row[1][0])
     means = (
         tuple(sum(column) / len(rows) for column in zip(*(values for _, values in rows), strict=True)) if rows else ()
     )
@@ -273,9 +290,11 @@ def _inline(path: Path) -> str | None:
     from PIL import Image
 
     try:
+        if path.stat().st_size > LARGEST_PICTURE:
+            return None
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             image.verify()
-    except (OSError, SyntaxError, ValueError):  # SyntaxError is how Pillow reports a broken PNG
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # a broken PNG is a SyntaxError
         return None
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -39,7 +39,10 @@ def budget(found: Summary) -> tuple[str, str]:
         return f">{found.beyond:.1f}×" if math.isinf(value) else f"{value:.1f}×"
 
     value, low, high = found.times
-    return times(value), f"{times(low)} to {times(high)}" if math.isfinite(low) else ""
+    # An infinite end is beyond what the attack's length tells, by the control's steps as measured: a finite end that
+    # comes of other steps, and lies beyond that as well, adds nothing.
+    known = math.isfinite(low) and (math.isfinite(high) or low < found.beyond)
+    return times(value), f"{times(low)} to {times(high)}" if known else ""
 
 
 def duration(seconds: float) -> str:

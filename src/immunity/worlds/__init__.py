@@ -105,6 +105,9 @@ class World:
             raise ImmunityError(expected=f"a judge: {', '.join(get_args(Part))}", got=repr(part), remedy="one of these")
         return self._existing(f"judges/{part}")
 
+    def knows(self, name: str) -> bool:
+        return any(entry.name == name for entry in (*self.objects, *self.styles))
+
     def concept(self, name: str) -> Concept:
         """An object or a style as a concept, with the prompts that this world's captions use."""
         for entry in self.objects:

@@ -260,3 +260,14 @@ def test_benches_that_make_no_sense(tmp_path, judges):
     one = own(Subject(concept=CAT, attack=painted(tmp_path / "one", 1)), judges).open(device="cpu", size=16)
     with pytest.raises(ImmunityError, match="at least two pictures"):
         one.pictures("my cat", "attack", seed=0, alone=False)
+
+
+def test_two_folders_of_one_name_are_two_sources(tmp_path):
+    for where in ("attacker", "defender"):
+        (tmp_path / where / "church").mkdir(parents=True)
+    one, other = tmp_path / "attacker" / "church", tmp_path / "defender" / "church"
+    subject = Subject(concept=Concept(name="church"), attack=one, defence=other)
+    bench = FolderBench(model="none", subjects=(subject,))
+    said = bench.described()["subjects"]["church"]
+    assert said["attack"] == "the folder attacker/church"
+    assert said["defence"] == "the folder defender/church"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from immunity import ImmunityError
-from immunity.report.comparison import compare, loss_of_others, loss_rise, mean_score
+from immunity.report.comparison import compare, loss_rise, mean_score
 
 from tests import synthetic
 
@@ -67,8 +67,10 @@ def test_a_study_without_a_control_is_refused(tmp_path):
 
 def test_losses_of_others_and_of_training(tmp_path):
     found = compare(synthetic.study(tmp_path), "church", "imma")
-    assert loss_of_others(found.base, found.erased) == pytest.approx(0.03, abs=0.02)
-    assert np.isnan(loss_of_others(found.base, ()))
+    lost = found.lost_by_erasing.interval()
+    assert lost.value == pytest.approx(0.03, abs=0.02)
+    assert lost.low < lost.value < lost.high
+    assert dataclasses.replace(found, base=()).lost_by_erasing is None
     assert np.isnan(mean_score((), "clip"))
     assert loss_rise(synthetic.cell("control", losses=(1.0,) * 10 + (2.0,) * 10)) == 2
     assert np.isnan(loss_rise(synthetic.cell("control", losses=(1.0, float("nan")))))
