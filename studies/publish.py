@@ -20,6 +20,7 @@ import attacker
 import learning
 from drawn import across, along, choices, curves, strip
 
+from immunity import load
 from immunity.records import RecordFolder, Records
 from immunity.report.markdown import LEGEND, matrices, setting, summary, tables
 
@@ -63,11 +64,12 @@ def readme(records: Records, study: str) -> str:
         )
     what = f"{len(plan.concepts)} concepts, {len(plan.seeds)} seeds"
     left = f", not finished: {len(records.missing())} cells are missing" if records.missing() else ""
+    earlier = f"{each}\n" if (each := of_an_earlier_world(records)) else ""
     return shown + (
-        f"**{plan.title}** on the embedded world ({what}{left}; `studies/{study}.py`). How much less like real "
-        "pictures of the concept the attacker's are than with the undefended model, averaged over the attack and the "
-        "concepts (MSGR, the mean similarity gap ratio of the paper), and what that costs; the world's own judges play "
-        f"the parts of CLIP, DINO and LPIPS:\n\n{summary(records)}\n"
+        f"{earlier}**{plan.title}** on the embedded world ({what}{left}; `studies/{study}.py`). How much less like "
+        "real pictures of the concept the attacker's are than with the undefended model, averaged over the attack and "
+        "the concepts (MSGR, the mean similarity gap ratio of the paper), and what that costs; the world's own judges "
+        f"play the parts of CLIP, DINO and LPIPS:\n\n{summary(records)}\n"
         "The last line is what a defence would score if the attack did nothing at all. *Before* and *at the end* are "
         "the gap at the attack's start and at its last step; *gained* is how much similarity the attack adds, as a "
         "share of what it adds without the defence: at 100% the model learns as much, from further behind "
@@ -77,6 +79,22 @@ def readme(records: Records, study: str) -> str:
         "be zero. *Void*: a flag says that the figure means something else, here that the model draws other things no "
         "more either. Each concept, with its failures and flags, and the other studies: "
         "[docs/results.md](docs/results.md).\n"
+    )
+
+
+@functools.cache
+def _present_world() -> str:
+    return load("emoji").base_hash
+
+
+def of_an_earlier_world(records: Records) -> str:
+    """A warning, where the world has been trained anew since: the command would give other figures now."""
+    run = records.finished[0].run
+    if run.base != "emoji" or run.base_hash == _present_world():
+        return ""
+    return (
+        f"**Measured with an earlier version of the world** (`{run.base_hash[:12]}`), not with the "
+        f"one that ships now (`{_present_world()[:12]}`). To be measured again.\n"
     )
 
 
@@ -108,7 +126,7 @@ def keep(folder: Path) -> None:
     """Copies a study's records to where they are part of the project."""
     for study in folders_in(folder):
         target = ROOT / RECORDS / place(study)
-        for file in (study / "study.json", *study.glob("cells/*/*/*.json")):
+        for file in (study / "study.json", *study.glob("cells/*/*/*.json"), *study.glob("diverged/*/*/*.json")):
             copy = target / file.relative_to(study)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
@@ -135,9 +153,11 @@ def section(folder: Path) -> str:
         unfinished = f" Not finished: {left} cells are missing." if left else ""
         about = [f"Studies: `studies/{where.parts[0]}.py`, {', '.join(f'`{study}`' for study in begun)}.{unfinished}\n"]
     whole = len(where.parts) == 1  # and not one of several studies that a file speaks of together
+    earlier = filter(None, [of_an_earlier_world(next(iter(begun.values())))])
     showed = [f"> {text}\n" for text in _said(where.parts[0]) if whole and text.startswith("What it showed")]
     link = f"[Each concept, with verdicts and flags](results/{details.name}).\n"
-    return "\n".join([f"## {title}\n", *about, *showed, *pictures(name, begun), *figures(begun), link])
+    parts = [f"## {title}\n", *earlier, *about, *showed, *pictures(name, begun), *figures(begun), link]
+    return "\n".join(parts)
 
 
 def pictures(name: str, studies: Mapping[str, Records]) -> list[str]:

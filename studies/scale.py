@@ -32,7 +32,7 @@ ERASE_A_STYLE = {
     name: Uce(anchor=("fluent" if name == "openmoji" else "openmoji",), preserve=STYLES) for name in STYLES
 }
 IMMA = Imma(steps=200, outer_lr=1e-4)
-SAMPLER = Sampler(steps=8, guidance=4.0)
+SAMPLER = Sampler(steps=8, guidance=WORLD.guidance)
 # As on a graphics card; `relearning.py` and `learning.py` are in float32. What is trained is updated in float32.
 DTYPE = "bfloat16"
 

@@ -87,8 +87,9 @@ def average(tensors: "Sequence[Tensor]") -> None:
     distributed = _group()
     if distributed is None:
         return
+    for under_way in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        under_way.wait()
     for tensor in tensors:
-        distributed.all_reduce(tensor)
         tensor /= distributed.get_world_size()
 
 

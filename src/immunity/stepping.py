@@ -128,41 +128,39 @@ class Stepper:
         return result
 
     def _mean_gradients(self, losses: Iterable[Tensor]) -> tuple[float, list[Tensor | None]]:
-        values: list[float] = []
-        total: list[Tensor | None] = []
+        values: list[Tensor] = []
+        total: list[Tensor | None] = [None] * len(self.parameters)
         for loss in losses:
-            gradients: Sequence[Tensor | None] = [None]
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            value = loss.detach().float()
-            if processes.count() > 1:
-                value, gradients = self._averaged(value, gradients)
-            if all(gradient is None for gradient in gradients):
-                raise ImmunityError(
-                    expected="a loss that depends on the parameters in training",
-                    got="one that none of them can change",
-                    remedy="another group of parameters, or prompts that have the adaptation's own token in them",
-                )
-            total = [_sum(*pair) for pair in zip(total, gradients, strict=True)] if total else list(gradients)
-            values.append(value.item())
-        if len(values) == 1:
-            return values[0], total
-        return sum(values) / len(values), [None if each is None else each / len(values) for each in total]
+                total = [_sum(*pair) for pair in zip(total, gradients, strict=True)]
+            values.append(loss.detach().float())
+        if processes.count() > 1:  # once a step, however many parts it has
+            total = self._averaged(values, total)
+        if all(gradient is None for gradient in total):
+            raise ImmunityError(
+                expected="a loss that depends on the parameters in training",
+                got="one that none of them can change",
+                remedy="another group of parameters, or prompts that have the adaptation's own token in them",
+            )
+        mean = sum(value.item() for value in values) / len(
+            values
+        )  # asked for last: the device is not waited for before
+        return mean, total if len(values) == 1 else [None if each is None else each / len(values) for each in total]
 
-    def _averaged(self, loss: Tensor, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """Over the processes, some of whose rows may not depend on a parameter on which others' do."""
-        known = gradients if len(gradients) == len(self.parameters) else [None] * len(self.parameters)
-        depends = torch.tensor([float(each is not None) for each in known], device=loss.device)
+    def _averaged(self, losses: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Over the processes, some of whose rows may not depend on a parameter on which others' do; the losses in
+        place."""
+        depends = torch.tensor([float(each is not None) for each in gradients], device=losses[0].device)
         # Copies, as two of these gradients may be one tensor; in one order of memory, which a sum takes for granted.
         filled = [
             torch.zeros(value.shape, device=value.device)
             if each is None
             else torch.empty(value.shape, device=value.device).copy_(each)
-            for value, each in zip(self.parameters, known, strict=True)
+            for value, each in zip(self.parameters, gradients, strict=True)
         ]
-        mean = loss.clone()
-        processes.average([mean, depends, *filled])
-        return mean, [each if somewhere else None for each, somewhere in zip(filled, depends.tolist(), strict=True)]
+        processes.average([*losses, depends, *filled])
+        return [each if somewhere else None for each, somewhere in zip(filled, depends.tolist(), strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The parameters' values and the optimizer's moments, as tensors only, beside the model's device."""

@@ -43,6 +43,10 @@ make world        # = python studies/emoji_world/build.py --budget full --ship
 
 Stages: data, autoencoder, judges, generator, evaluation, packing. Seeds are fixed in each stage; a killed stage
 resumes from its checkpoint. The splits are in `studies/emoji_world/vocabulary.py` and `world.json`.
+
+The weights that ship are of these runs, but not of one command: the generator's third run was added later. It began
+from what the second had left in an earlier version of this world, in float16, and kept that version's autoencoder and
+judges (`--reuse autoencoder judges`).
 """
 
 LIMITS = """

@@ -25,7 +25,7 @@ from data import World
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-GUIDANCE = 4.0
+GUIDANCE = 2.0
 GALLERY = (
     "church",
     "castle",
@@ -166,8 +166,8 @@ def generator_quality(work: Path, scale: Scale) -> dict[str, object]:
     hands, asked = styles.names_of(made), [w.style for w in wanted]
     made_object, made_style = top1(said, truth), top1(hands, asked)
     study = [Wanted(n, s.name, 10_000 + k) for n in scale.study for s in v.STYLES for k in range(scale.seeds)]
-    said = objects.names_of(generate(pipe, study, work / "evaluation" / "study", scale.steps))
-    each = {n: [a for a, w in zip(said, study, strict=True) if w.object == n] for n in scale.study}
+    seen = objects.names_of(generate(pipe, study, work / "evaluation" / "study", scale.steps))
+    each = {n: [a for a, w in zip(seen, study, strict=True) if w.object == n] for n in scale.study}
     return {
         "pictures": len(wanted),
         "steps": scale.steps,

@@ -248,7 +248,7 @@ class Lesson:
         prompts = [captions.fill(captions.BOTH[0], n, s.name) for n in names for s in v.STYLES]
         seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
         pictures = self.pipeline()(
-            prompts, generator=seeds, num_inference_steps=12, guidance_scale=4.0, output_type="pt"
+            prompts, generator=seeds, num_inference_steps=12, guidance_scale=2.0, output_type="pt"
         ).images
         training.grid(pictures, len(v.STYLES), folder / "samples" / f"{step:06d}.png", scale=2)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import captions
+import evaluate
 import judges
 import numpy as np
 import vocabulary as v
@@ -63,6 +64,7 @@ def describe(neighbours: dict[str, list[str]], study_objects: list[str]) -> dict
         "styles": styles,
         "objects": objects,
         "study_objects": study_objects,
+        "guidance": evaluate.GUIDANCE,
         "captions": {
             "object": [_form(f) for f in captions.OBJECT_ONLY],
             "style": list(captions.STYLE_ONLY),
@@ -123,7 +125,7 @@ def size(folder: Path) -> int:
 
 def forget_paths(folder: Path) -> None:
     """Remove from the configurations where a part was loaded from: that is this machine's business."""
-    for path in folder.rglob("config.json"):
+    for path in (*folder.rglob("config.json"), *folder.rglob("model_index.json")):
         config = json.loads(path.read_text())
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")

@@ -253,14 +253,8 @@ def test_a_price_on_other_prompts_keeps_them_nearer(model, examples):
 
     before, drift = predicted(), {}
     for kind in get_args(RetentionKind):
-        imma = Imma(
-            outer_lr=3e-3,
-            steps=20,
-            retention=kind,
-            retention_weight=20.0,
-            retention_prompts=() if kind == "none" else ("cat",),
-            retention_pictures=4,
-        )
+        price = {"retention_weight": 20.0, "retention_prompts": ("cat",), "retention_pictures": 4}
+        imma = Imma(outer_lr=3e-3, steps=20, retention=kind, **({} if kind == "none" else price))
         with imma(model, examples, ATTACK, seed=0).applied(model):
             drift[kind] = (predicted() - before).square().mean().item()
     assert drift["prediction"] < 0.5 * drift["none"]

@@ -10,7 +10,7 @@ from immunity.metrics import WorldJudges
 pytestmark = pytest.mark.world
 
 CHURCH, OTHERS = "church", ("pizza", "guitar", "penguin", "rocket")
-DRAW = {"steps": 8, "guidance": 4.0}
+DRAW = {"steps": 8, "guidance": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,13 @@ def kept(model, world, judges):
 
 def test_present_then_erased_then_relearned_then_relearned_less(model, world, judges, lessons):
     ours, theirs = lessons
-    attack = Lora(lr=1e-3, steps=40, batch=4)
+    attack = Lora(lr=1e-3, steps=100, batch=4)
     assert seen(model, world, judges, CHURCH) >= 0.75
     before = kept(model, world, judges)
     assert before >= 0.75
 
     names = [entry.name for entry in world.objects if entry.split == "trained" and entry.name != CHURCH]
-    erased = Uce(preserve=spread_over(names, 50))(model, [world.concept(CHURCH)], seed=0)
+    erased = Uce(anchor=("castle",), preserve=spread_over(names, 50))(model, [world.concept(CHURCH)], seed=0)
     with erased.applied(model):
         assert seen(model, world, judges, CHURCH) <= 0.25
         assert kept(model, world, judges) >= before - 0.15

@@ -181,12 +181,10 @@ def _without_adapter(name: str) -> str:
 
 
 def _check_all_found(paths: Collection[str], targets: Collection[str]) -> None:
-    """Raises for targets that no layer has: the adaptation would be less than it says. Of the default ones, and of
+    """Raises for targets that no layer has: the adaptation would be less than it says. Of the default ones and of
     convolutions, not every denoiser has all."""
-    missing = [one for one in targets if not any(path == one or path.endswith(f".{one}") for path in paths)]
-    lost = [one for one in missing if one not in (*USUAL, *CONVOLUTIONS)]
-    if set(CONVOLUTIONS) <= set(missing):
-        lost.append("convolutions")
+    named = [one for one in targets if one not in (*USUAL, *CONVOLUTIONS)]
+    lost = [one for one in named if not any(path == one or path.endswith(f".{one}") for path in paths)]
     if lost:
         raise ImmunityError(
             expected="layers that the denoiser has", got=f"no {', '.join(sorted(lost))} in it", remedy="other targets"

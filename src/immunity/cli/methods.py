@@ -100,7 +100,6 @@ def adapt(
     output.check_folder(LOSSES_FILE, inputs=(*model.inputs, *pictures.inputs))
     samples.check(method.steps)
     pictures.check(model, output.out)
-    _tell_of_captions(pictures, method)
     identity = {
         "adapt": _described(method),
         "samples": dataclasses.asdict(samples),
@@ -113,7 +112,8 @@ def adapt(
         model.split(loaded)
 
         def draw(step: int, _phi: Attached) -> None:
-            samples.draw(loaded, method.called(examples), folder / "samples" / f"{step:05}.png", seed=run.seed)
+            guidance, file = model.guidance(samples.sample_guidance), folder / "samples" / f"{step:05}.png"
+            samples.draw(loaded, method.called(examples), file, seed=run.seed, guidance=guidance)
 
         result = run_adaptation(
             loaded,
@@ -129,6 +129,7 @@ def adapt(
             result.write(made)
             if samples.sample_at and is_first():
                 shutil.copytree(folder / "samples", made / "samples")
+        _tell_of_captions(pictures, method)
         _tell(output)
 
 
@@ -156,8 +157,8 @@ def immunize(
     output.check_file(".safetensors", inputs=(*model.inputs, *pictures.inputs))
     pictures.check(model, output.out)
     foreseen = against.made() if isinstance(against, Mixture) else against
-    for each in foreseen.of if isinstance(foreseen, adaptations.Mixture) else (foreseen,):
-        _tell_of_captions(pictures, each)
+    expected = foreseen.of if isinstance(foreseen, adaptations.Mixture) else (foreseen,)
+    for each in expected:
         if isinstance(method, Imma | AscentOnly):
             what = f"{name_of(type(method))} has its own; give its flags before {AGAINST}"
             unused(each, *method.unforeseen, without=what)
@@ -173,6 +174,8 @@ def immunize(
         model.split(loaded)
         journal = Journal(folder=folder, every=run.save_every, label="immunize")
         method(loaded, examples, foreseen, seed=run.seed, journal=journal).save(output.out, force=output.force)
+        for each in expected:
+            _tell_of_captions(pictures, each)
         _tell(output)
 
 

@@ -60,7 +60,7 @@ def sample(
     count: int = 1,
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 7.5,
+    guidance: float | None = None,
     negative: str = "",
     batch: int = 8,
     tokens: tuple[Path, ...] = (),
@@ -76,7 +76,7 @@ def sample(
         count: Pictures for each prompt.
         seed: Of the first picture of each prompt; the next ones take the next seeds.
         steps: Denoising steps.
-        guidance: Weight of the prompt against no prompt; 1 turns guidance off.
+        guidance: Weight of the prompt against no prompt, 7.5 unless given (of a world, its own); 1 turns guidance off.
         negative: What guidance leads away from.
         batch: Pictures drawn at a time.
         tokens: Learned tokens that prompts may use: files of Textual Inversion, or folders that adapt wrote.
@@ -91,7 +91,7 @@ def sample(
         )
     generator_seed(seed, count=count)
     output.check_folder(SAMPLE_FILE, inputs=(*model.inputs, *tokens))
-    loaded = model.load()
+    loaded, weight = model.load(), model.guidance(guidance)
     prompts = [text for text in prompt for _ in range(count)]
     seeds = [seed + i for _ in prompt for i in range(count)]
     with ExitStack() as taught:
@@ -99,9 +99,9 @@ def sample(
             _tell_of_delta(path, loaded)
             taught.enter_context(read_token(path).learned(loaded).known_to(loaded))
         pictures = draw(
-            loaded, prompts, seeds, label="sample", steps=steps, guidance=guidance, negative=negative, batch=batch
+            loaded, prompts, seeds, label="sample", steps=steps, guidance=weight, negative=negative, batch=batch
         )
-    settings = {"steps": steps, "guidance": guidance, "negative": negative, "batch": batch, "dtype": model.dtype}
+    settings = {"steps": steps, "guidance": weight, "negative": negative, "batch": batch, "dtype": model.dtype}
     settings |= {"tokens": [path.name for path in tokens]} if tokens else {}
     with replacing(output.out, force=output.force) as folder:
         _write_pictures(folder, loaded, pictures, prompts, seeds, columns=count, settings=settings)

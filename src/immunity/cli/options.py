@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from immunity.worlds import World
 
 
+USUAL_GUIDANCE = 7.5
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of a folder's files; nothing of what is neither, which is refused where it is read."""
     if path.is_file():
@@ -83,6 +86,11 @@ class ModelOptions:
         from immunity.worlds import WORLDS, World
 
         return World.open(self.model) if self.model in WORLDS and not Path(self.model).exists() else None
+
+    def guidance(self, given: float | None) -> float:
+        """What was asked for, if it was; else what becomes a world, and 7.5 of other models."""
+        world = self.world()
+        return given if given is not None else USUAL_GUIDANCE if world is None else world.guidance
 
     def described(self) -> dict[str, object]:
         """What tells it from others, for the record of a run: deltas by what is in them, the rest by where it is."""

@@ -130,11 +130,13 @@ class SubjectOptions:
     """Of the first picture; the next ones take the next seeds."""
     steps: int = 25
     """Denoising steps."""
-    guidance: float = 7.5
-    """Weight of the prompt against no prompt."""
+    guidance: float | None = None
+    """Weight of the prompt against no prompt; 7.5 unless given, of a world its own."""
 
-    def draw(self, model: "DiffusionModel", prompts: Sequence[str], seeds: Sequence[int], label: str) -> Examples:
-        images = draw(model, prompts, seeds, label=label, steps=self.steps, guidance=self.guidance)
+    def draw(
+        self, model: "DiffusionModel", prompts: Sequence[str], seeds: Sequence[int], label: str, *, guidance: float
+    ) -> Examples:
+        images = draw(model, prompts, seeds, label=label, steps=self.steps, guidance=guidance)
         sources = tuple(f"{prompt} (seed {seed})" for prompt, seed in zip(prompts, seeds, strict=True))
         return Examples(in_eight_bits(images), tuple(prompts), sources)
 
@@ -218,11 +220,11 @@ def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions,
         size = base().model.resolution
     else:
         size = bench.where().resolution if isinstance(bench, WorldBench) else _READ_AT
-    panel = bench.open(device=model.device, size=size)
+    panel, guidance = bench.open(device=model.device, size=size), model.guidance(subject.guidance)
 
     def draw_references(prompts: tuple[str, ...]) -> Examples:
         seeds = [derived_seed(subject.seed, "reference", number) % 2**32 for number in range(len(prompts))]
-        return subject.draw(base().model, prompts, seeds, "draw pictures to compare with")
+        return subject.draw(base().model, prompts, seeds, "draw pictures to compare with", guidance=guidance)
 
     compared_with = references(panel, subject.concept, draw=draw_references, seed=subject.seed)
     if subject.pictures is not None:
@@ -233,7 +235,8 @@ def measure(model: ModelOptions, output: OutputOptions, subject: SubjectOptions,
     else:
         loaded = base().with_deltas()
         prompts = panel.questions(subject.concept, subject.count)
-        drawn = subject.draw(loaded, prompts, range(subject.seed, subject.seed + len(prompts)), "draw")
+        seeds = range(subject.seed, subject.seed + len(prompts))
+        drawn = subject.draw(loaded, prompts, seeds, "draw", guidance=guidance)
         made = dataclasses.replace(
             take(panel, subject.concept, drawn, compared_with),
             model=loaded.name,

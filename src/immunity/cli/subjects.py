@@ -84,12 +84,6 @@ class PictureOptions:
 
     def check(self, model: ModelOptions, out: Path) -> None:
         """Finds what is wrong with the flags and the pictures, as far as that takes no model."""
-        if self.images is not None and out.resolve().is_relative_to(self.images.resolve()):
-            raise ImmunityError(
-                expected="a result beside the folder of pictures",
-                got=f"{out}, which would be read as one of {self.images} the next time",
-                remedy="another path",
-            )
         if (self.images is None) == (self.concept is None):
             got = "neither" if self.images is None else "both"
             raise ImmunityError(expected="--images or --concept", got=got, remedy="--images FOLDER")
@@ -113,6 +107,12 @@ class PictureOptions:
         if self.images is not None:
             # A picture that cannot be read is found now, and not after a model of gigabytes has been loaded.
             _ = self._seen
+            if out.resolve().is_relative_to(self.images.resolve()):
+                raise ImmunityError(
+                    expected="a result beside the folder of pictures",
+                    got=f"{out}, which would be read as one of {self.images} the next time",
+                    remedy="another path",
+                )
         elif self.drawn is None and world is None:
             raise ImmunityError(
                 expected=f"pictures of {self.concept!r}",
@@ -146,7 +146,7 @@ class PictureOptions:
             kept, _ = load_tensors(file, expected="the pictures drawn before", remedy=f"removing {folder}")
             images = kept["images"]
         else:
-            images = draw(base, prompts, seeds, label="draw", steps=25, guidance=7.5)
+            images = draw(base, prompts, seeds, label="draw", steps=25, guidance=model.guidance(None))
             save_tensors(file, {"images": images}, {}, force=True)
         return Examples(images, prompts, tuple(f"drawn by {base.name}, seed {one}" for one in seeds), concept.name)
 
@@ -175,8 +175,8 @@ class SampleOptions:
     """Pictures in a row: with --seed and the numbers after it as their seeds, so the same in every grid."""
     sample_steps: int = 25
     """Denoising steps."""
-    sample_guidance: float = 7.5
-    """Weight of the prompt against no prompt."""
+    sample_guidance: float | None = None
+    """Weight of the prompt against no prompt; 7.5 unless given, of a world its own."""
 
     def check(self, steps: int) -> None:
         if self.sample_count < 1 or self.sample_steps < 1:
@@ -193,7 +193,7 @@ class SampleOptions:
                 expected=f"--sample-at within the {steps} steps of the run", got=str(late[0]), remedy=f"0 to {steps}"
             )
 
-    def draw(self, model: DiffusionModel, prompts: Sequence[str], file: Path, *, seed: int) -> None:
+    def draw(self, model: DiffusionModel, prompts: Sequence[str], file: Path, *, seed: int, guidance: float) -> None:
         """Writes one grid; `prompts` are what the pictures that are learned from are called."""
         from immunity.pictures import grid, write_png
 
@@ -204,7 +204,7 @@ class SampleOptions:
             [seed + number for _ in rows for number in range(self.sample_count)],
             label=f"samples/{file.name}",
             steps=self.sample_steps,
-            guidance=self.sample_guidance,
+            guidance=guidance,
         )
         write_png(grid(images, self.sample_count), file, force=True)
 

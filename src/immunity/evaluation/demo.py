@@ -35,7 +35,7 @@ class Budget:
     other_pictures: int = 2
     """Of each of them, before the attack."""
     sampler_steps: int = 8
-    guidance: float = 4.0
+    guidance: float = 2.0
     immunize_steps: int = 200
     """Half-steps of IMMA."""
     at: tuple[int, ...] = (10, 25, 60)
@@ -60,8 +60,8 @@ def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench 
         bench=bench,
         concepts=(concept,),
         seeds=(0,),
-        # The one eraser that takes no time.
-        eraser=Uce(preserve=_others(world, concept, b.preserved)),
+        # The one eraser that takes no time. At its usual λ a fourth of church's pictures still show one.
+        eraser=Uce(preserve=_others(world, concept, b.preserved), lam=0.01),
         attack=Lora(lr=1e-3, steps=b.at[-1], batch=b.batch),
         defences={"imma": Imma(steps=b.immunize_steps, outer_lr=1e-4)},
         baselines={"noise": RandomPerturbation(like="imma")},

@@ -63,6 +63,8 @@ class World:
     captions: Captions
     study_objects: tuple[str, ...] = ()
     """The objects that the published studies use."""
+    guidance: float = 7.5
+    """Weight of the prompt against no prompt with which the generator draws best."""
 
     @classmethod
     def open(cls, name: str) -> "World":
@@ -84,6 +86,7 @@ class World:
                 objects=tuple(_entry(row) for row in values["objects"]),
                 captions=Captions(**{kind: tuple(forms) for kind, forms in values["captions"].items()}),
                 study_objects=tuple(values.get("study_objects", ())),
+                guidance=values.get("guidance", cls.guidance),
             )
         except FileNotFoundError as error:
             raise _absent(folder, "world.json") from error
