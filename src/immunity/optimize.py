@@ -167,7 +167,7 @@ class Loop:
         if self._checkpoint is None or not processes.is_first():
             return
         last = self.done == self.steps
-        rested = time.monotonic() - self._kept_at >= _RESTS * self._keeping if self._keeping > _NOTICED else True
+        rested = self._keeping <= _NOTICED or time.monotonic() - self._kept_at >= _RESTS * self._keeping
         if last or (self.done % self._checkpoint.every == 0 and rested):
             started = time.monotonic()
             self._checkpoint.write(self.state_dict())

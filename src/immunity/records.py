@@ -312,8 +312,7 @@ class RecordFolder:
                     got=f"a plan that differs in {', '.join(changed)}",
                     remedy="another folder",
                 )
-        with replacing(file, force=True) as temporary:
-            temporary.write_text(typed_json.dumps(plan, format="immunity.study", version=VERSION), encoding="utf-8")
+        _write(file, plan, "study", force=True)
         return folder
 
     def plan(self) -> Plan:
@@ -357,17 +356,13 @@ class RecordFolder:
                     names[step] = tuple(f"{file.stem}/{stem}" for stem in stems)
         points = tuple(dataclasses.replace(point, pictures=names.get(point.step, ())) for point in cell.points)
         cell = dataclasses.replace(cell, points=points)
-        with replacing(file) as temporary:
-            temporary.write_text(typed_json.dumps(cell, format="immunity.cell", version=VERSION), encoding="utf-8")
+        _write(file, cell, "cell")
         (self.path / _diverged_path(cell.key)).unlink(missing_ok=True)
         return cell
 
     def write_diverged(self, key: CellKey, what: str) -> None:
         """Writes that the cell was tried and came to nothing; `write` takes that back."""
-        content = Diverged(**key._asdict(), what=what)
-        with replacing(self.path / _diverged_path(key), force=True) as temporary:
-            text = typed_json.dumps(content, format="immunity.diverged", version=VERSION)
-            temporary.write_text(text, encoding="utf-8")
+        _write(self.path / _diverged_path(key), Diverged(**key._asdict(), what=what), "diverged", force=True)
 
     def read(self) -> Records:
         """All finished cells. Raises `ImmunityError`, with the file's name, for a broken or foreign file."""
@@ -415,6 +410,12 @@ def _check_belongs(cell: Cell, plan: Plan, file: Path | None = None) -> None:
             got=f"{sorted(cell.points[0].scores)}{at}",
             remedy="scoring with all metrics",
         )
+
+
+def _write(file: Path, content: "Plan | Cell | Diverged", kind: str, *, force: bool = False) -> None:
+    with replacing(file, force=force) as temporary:
+        text = typed_json.dumps(content, format=f"immunity.{kind}", version=VERSION)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _diverged_path(key: CellKey) -> Path:

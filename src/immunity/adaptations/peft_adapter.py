@@ -10,7 +10,14 @@ from torch import Tensor
 
 from immunity.adaptations.attached import AdapterFiles, Attached
 from immunity.adaptations.lora import LoraLayers
-from immunity.adaptations.peft_layers import ADAPTER, CONVOLUTIONS, LayerAdaptation, PeftLayers, inside_denoiser
+from immunity.adaptations.peft_layers import (
+    ADAPTER,
+    CONVOLUTIONS,
+    LayerAdaptation,
+    PeftLayers,
+    inside_denoiser,
+    is_target,
+)
 from immunity.checks import one_of
 from immunity.errors import ImmunityError
 from immunity.models import DiffusionModel
@@ -133,7 +140,7 @@ def _check_blocks(model: DiffusionModel, targets: Collection[str], width: int) -
     """Raises where peft would take blocks of another width than was asked for, layer by layer."""
     for path, layer in model.components[model.denoiser].named_modules():
         inputs = getattr(layer, "in_features", width)
-        if any(path == one or path.endswith(f".{one}") for one in targets) and inputs % width:
+        if is_target(path, targets) and inputs % width:
             raise ImmunityError(
                 expected=f"a rank, the width of oft's blocks, that divides the {inputs} inputs of {path}",
                 got=str(width),

@@ -180,11 +180,16 @@ def _without_adapter(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != ADAPTER)
 
 
+def is_target(path: str, targets: Collection[str]) -> bool:
+    """Whether peft adapts the layer: its name, or the end of it, is among them."""
+    return any(path == one or path.endswith(f".{one}") for one in targets)
+
+
 def _check_all_found(paths: Collection[str], targets: Collection[str]) -> None:
     """Raises for targets that no layer has: the adaptation would be less than it says. Of the default ones and of
     convolutions, not every denoiser has all."""
     named = [one for one in targets if one not in (*USUAL, *CONVOLUTIONS)]
-    lost = [one for one in named if not any(path == one or path.endswith(f".{one}") for path in paths)]
+    lost = [one for one in named if not any(is_target(path, [one]) for path in paths)]
     if lost:
         raise ImmunityError(
             expected="layers that the denoiser has", got=f"no {', '.join(sorted(lost))} in it", remedy="other targets"

@@ -43,6 +43,7 @@ def render(records: Records, *, draws: int = 2000) -> str:
     judged = [(each.main.comparison, each.main.verdict) for each in concepts if each.main.verdict]
     metrics = [metric for metric in records.plan.metrics if metric.shows_concept]
     means = {m.name: statistics.msgr([c.main.comparison.summaries[m.name].sgr_mean for c in concepts]) for m in metrics}
+    void = sum(verdict.grade == "void" for _, verdict in judged)
     lead = concepts[0].main.comparison.judged_by[0]
     timed, timed_by_all = budget_metrics([view.main.comparison for view in concepts])
     first = concepts[0].main.comparison.control[0].run
@@ -51,11 +52,11 @@ def render(records: Records, *, draws: int = 2000) -> str:
         plan=records.plan,
         concepts=concepts,
         verdict=judge_all(judged, means[lead.name], lead.title),
-        tiles=_tiles(concepts, lead),
+        tiles=_tiles(concepts, lead, void),
         metrics=metrics,
         means=means,
         grades=GRADES,
-        void=sum(verdict.grade == "void" for _, verdict in judged),
+        void=void,
         budget=budget,
         timed=timed,
         timed_by_all=timed_by_all,
@@ -74,12 +75,11 @@ def render(records: Records, *, draws: int = 2000) -> str:
     )
 
 
-def _tiles(concepts: Sequence[ConceptView], lead: MetricSpec) -> list[tuple[str, str, str]]:
+def _tiles(concepts: Sequence[ConceptView], lead: MetricSpec, void: int) -> list[tuple[str, str, str]]:
     """The four figures of the page's head: what, how much, and how sure. The gaps are by the metric `lead`."""
     mains = [view.main.comparison for view in concepts]
     gap = Estimate.mean([of.summaries[lead.name].sgr_mean for of in mains]).interval()
     name = "Similarity gap" if lead.kind == "similarity" else "Gap"
-    void = sum(view.main.verdict is not None and view.main.verdict.grade == "void" for view in concepts)
     counted = f"{void} of {len(concepts)} void" if void else ""
     tiles = [(name, percent(gap.value), joined(spread(gap), f"{lead.title}, mean over the attack", counted))]
     if len(concepts) > 1:
