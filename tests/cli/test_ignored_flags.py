@@ -30,6 +30,8 @@ def learn(sd1, pictures, place):
         (("ascent-only", "--against", "lora", "--lr", 1), "Lora(lr=1.0)"),
         (("imma", "--against", "mixture", "--of", "lora --steps 9"), "Lora(steps=9)"),
         (("imma", "--retention-weight", 5, "--against", "lora"), "retention_weight as it is by default"),
+        (("imma", "--against", "lora", "--optimizer", "sgd", "--weight-decay", 0.1), "with SGD"),
+        (("imma", "--against", "mixture", "--ranks", 4, "--of", "full-finetuning"), "ranks=(4,) for FullFinetuning"),
     ],
 )
 def test_what_the_defence_does_not_read_is_refused(learn, place, method, message):
@@ -44,11 +46,20 @@ def test_what_the_defence_does_not_read_is_refused(learn, place, method, message
         (("--whole", "all", "lora", "--steps", 1), "without --shard"),
         (("lora", "--steps", 1, "--targets", "to_q", "too_v"), "no too_v in it"),
         (("peft-adapter", "--kind", "oft", "--rank", 7, "--steps", 1), "divides the"),
+        (("dreambooth", "--prior-weight", 2), "with prior_pictures=0"),
     ],
 )
 def test_what_the_attack_does_not_do_is_refused(learn, place, arguments, message):
     assert message in learn("adapt", "--prompt", "x", *arguments, out="attack").complaint
     assert not (place / "attack").exists()
+
+
+def test_what_a_poison_or_a_sampler_does_not_read_is_refused(learn, sd1, place):
+    noise = learn("poison", "--prompt", "x", "random-noise", "--step-size", 2, out="noise")
+    assert "all pictures change once" in noise.complaint
+    asked = ("--prompt", "x", "--negative", "y", "--guidance", 1, "--out", place)
+    assert "a guidance above 1" in immunity("sample", "--model", sd1, *asked).complaint
+    assert not place.exists()
 
 
 def test_a_prompt_that_captions_take_the_place_of_is_said_to_be_unused(learn):

@@ -17,7 +17,7 @@ from immunity.adaptations.attached import Attached
 from immunity.adaptations.batches import Batch, Batches, changes_text
 from immunity.adaptations.denoising import TimesKind, TrainingNoise, denoising_loss
 from immunity.atomic import replacing, save_tensors
-from immunity.checks import at_least, one_of, positive
+from immunity.checks import at_least, one_of, positive, unused
 from immunity.concepts import Examples, naming
 from immunity.deltas import Delta, Provenance, hash_tensors
 from immunity.errors import ImmunityError
@@ -78,6 +78,8 @@ class Adaptation(ABC):
         at_least(self, 1, "batch", "accumulate")
         one_of(self, "optimizer", get_args(OptimizerKind))
         one_of(self, "schedule", get_args(ScheduleKind))
+        if self.optimizer == "sgd":
+            unused(self, "weight_decay", without="with SGD")
         one_of(self, "times", get_args(TimesKind))
         if self.clip is not None:
             positive(self, "clip")

@@ -44,6 +44,12 @@ class Mixture:
                     got=str(factor),
                     remedy="lr_factors=(0.3, 1.0, 3.0)",
                 )
+        if self.ranks and not any(isinstance(one, LayerAdaptation) for one in self.of):
+            raise ImmunityError(
+                expected="ranks for adaptations some of which have one",
+                got=f"ranks={self.ranks} for {', '.join(type(one).__name__ for one in self.of)}",
+                remedy="leaving them out",
+            )
         self.members()  # a rank that none of them can have is refused now
 
     def members(self) -> tuple[Adaptation, ...]:

@@ -14,7 +14,7 @@ from immunity import processes
 from immunity.adaptations.base import Adaptation
 from immunity.adaptations.batches import Batch, Batches, changes_text
 from immunity.atomic import load_tensors, save_tensors
-from immunity.checks import at_least
+from immunity.checks import at_least, unused
 from immunity.concepts import Examples
 from immunity.drawing import draw
 from immunity.errors import ImmunityError
@@ -56,6 +56,8 @@ class PriorPreservation(Adaptation, ABC):
                 got=f"class_prompt={self.class_prompt!r} with prior_pictures=0",
                 remedy="prior_pictures=100 (--prior-pictures), or no class prompt",
             )
+        if not self.prior_pictures:
+            unused(self, "prior_weight", "prior_steps", "prior_guidance", without="with prior_pictures=0")
 
     def prepare(
         self,

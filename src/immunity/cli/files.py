@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from immunity.checks import unused
 from immunity.cli.options import ModelOptions, OutputOptions
 from immunity.errors import ImmunityError
 from immunity.filenames import ADAPTER_KEY, LORA_FILE
@@ -18,11 +19,12 @@ def convert(lora: Path, /, model: ModelOptions, output: OutputOptions, *, to: La
 
     Args:
         lora: A LoRA or DoRA in any layout: a file, or the folder of an adapter.
-        model: A model that it fits; without its deltas.
+        model: A model that it fits; without deltas, which change no layer's shape.
         output: The result.
         to: The layout.
     """
     output.check_file(".safetensors", inputs=(lora, *model.inputs))
+    unused(model, "deltas", without="a layout has the names of the model's layers and none of its weights")
     # A folder that adapt wrote has a delta too, and that is what it would be read as.
     inside = lora / LORA_FILE
     source = inside if inside.is_file() else lora
@@ -31,7 +33,7 @@ def convert(lora: Path, /, model: ModelOptions, output: OutputOptions, *, to: La
         raise ImmunityError(
             expected="a LoRA, which both layouts have a place for", got=f"{lora}, which is none", remedy="a LoRA's file"
         )
-    loaded = model.load_base().model
+    loaded = model.load()
     notes = read_metadata(source) if source.is_file() else None
     header = {key: value for key, value in (notes or {}).items() if key == ADAPTER_KEY}
     write_lora(adapter, loaded, output.out, layout=to, header=header, force=output.force)

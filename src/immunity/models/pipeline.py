@@ -238,11 +238,10 @@ class PipelineModel(DiffusionModel):
                 expected="at least one step and a batch of one", got=f"{steps}, {batch}", remedy="steps=25"
             )
         self._scheduler_of(steps)  # which refuses a number that the sampler cannot take
-        if negative and guidance > 1 and not self._is_guided(guidance):
+        if negative and not self._is_guided(guidance):
+            why = "which a guidance-distilled model cannot take" if guidance > 1 else "which takes a guidance above 1"
             raise ImmunityError(
-                expected="no negative prompt, which a guidance-distilled model cannot take",
-                got=f"{negative!r} for {self.name}",
-                remedy="leaving it out",
+                expected=f"no negative prompt, {why}", got=f"{negative!r} for {self.name}", remedy="leaving it out"
             )
         images = []
         starts = range(0, len(prompts), batch)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from immunity.checks import unused
 from immunity.concepts import Examples
 from immunity.models import DiffusionModel
 from immunity.optimize import Journal
@@ -13,6 +14,10 @@ from immunity.poisons.base import Poison
 @dataclass(frozen=True, kw_only=True)
 class RandomNoise(Poison):
     """Every colour goes up or down by the whole budget, as it happens. Ours: no method, but a control."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unused(self, "step_size", "batch", without="all pictures change once, by the budget")
 
     def __call__(
         self,
