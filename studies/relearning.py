@@ -27,6 +27,7 @@ without: its gap is −0.5% (−2.6 to 1.4%) beside objects.
 import math
 
 from scale import (
+    DTYPE,
     ERASE_A_STYLE,
     ERASE_AN_OBJECT,
     HARMLESS,
@@ -58,6 +59,7 @@ def study(title: str, concepts: tuple[str, ...], eraser: Uce, attack: Lora, teac
         benign_attack=LORA_OF_THE_UNSEEN,
         at=tuple(math.ceil(attack.steps / part) for part in (8, 4, 2, 1)),
         sampler=SAMPLER,
+        dtype=DTYPE,
     )
 
 
@@ -70,6 +72,6 @@ def of_styles(title: str, *names: str) -> Study:
 # studies.
 studies = {
     "objects": study("Relearning objects by LoRA", WORLD.study_objects[:10], ERASE_AN_OBJECT, LORA, "auto"),
-    "styles": of_styles("Relearning styles by LoRA", "noto", "emojione v1"),
+    "styles": of_styles("Relearning styles by LoRA", "blob", "emojione v1"),
     "openmoji": of_styles("Relearning the style of openmoji by LoRA", "openmoji"),
 }

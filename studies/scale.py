@@ -26,14 +26,16 @@ STYLES = tuple(each.name for each in WORLD.concepts("style", "trained"))
 
 # A quarter of the objects, evenly spread, and the concept's neighbours stand for all that is to be kept. With every
 # object preserved the closed form has more constraints than features (256), and leaves most of a concept where it was.
-ERASE_AN_OBJECT = Uce(preserve=spread_over(OBJECTS, 50))
+# An object becomes a house: towards nothing, a fifth of the pictures of it still show it. Of the anchors tried (house,
+# package, bell), by what the erased models draw and before any attack, this one keeps most of the other objects.
+ERASE_AN_OBJECT = Uce(anchor=("house",), preserve=spread_over(OBJECTS, 50))
 # A style becomes another one: what is left without a style is taken for one of the eight too often to be below 10%.
 ERASE_A_STYLE = {
     name: Uce(anchor=("fluent" if name == "openmoji" else "openmoji",), preserve=STYLES) for name in STYLES
 }
 IMMA = Imma(steps=200, outer_lr=1e-4)
 SAMPLER = Sampler(steps=8, guidance=WORLD.guidance)
-# As on a graphics card; `relearning.py` and `learning.py` are in float32. What is trained is updated in float32.
+# As on a graphics card; `learning.py` is in float32. What is trained is updated in float32.
 DTYPE = "bfloat16"
 
 # The pictures' own captions, which also say the style, with the attacker's word in the object's place.

@@ -36,7 +36,7 @@ class Budget:
 
     objects: int | None
     autoencoder_steps: int
-    generator_steps: tuple[int, int, int]
+    generator_steps: tuple[int, int, int, int]
     sample_every: int
     judges: judges.Budget
     scale: evaluate.Scale
@@ -46,7 +46,7 @@ BUDGETS = {
     "full": Budget(
         objects=None,
         autoencoder_steps=2900,
-        generator_steps=(8200, 3600, 9500),
+        generator_steps=(8200, 3600, 9500, 3000),
         sample_every=500,
         judges=judges.Budget(),
         scale=evaluate.Scale(),
@@ -54,7 +54,7 @@ BUDGETS = {
     "smoke": Budget(
         objects=6,
         autoencoder_steps=20,
-        generator_steps=(10, 10, 10),
+        generator_steps=(10, 10, 10, 10),
         sample_every=20,
         judges=judges.SMOKE,
         scale=evaluate.Scale(objects=6, steps=2, seeds=1),

@@ -44,9 +44,9 @@ make world        # = python studies/emoji_world/build.py --budget full --ship
 Stages: data, autoencoder, judges, generator, evaluation, packing. Seeds are fixed in each stage; a killed stage
 resumes from its checkpoint. The splits are in `studies/emoji_world/vocabulary.py` and `world.json`.
 
-The weights that ship are of these runs, but not of one command: the generator's third run was added later. It began
-from what the second had left in an earlier version of this world, in float16, and kept that version's autoencoder and
-judges (`--reuse autoencoder judges`).
+The weights that ship are of these runs, but not of one command: the generator's third run was added later, and then
+its fourth and the style judge as it is now. Each run began from what had shipped before it, in float16, and all kept
+the autoencoder and the other judges of an earlier version of this world (`--reuse autoencoder judges`).
 """
 
 LIMITS = """

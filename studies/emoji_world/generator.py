@@ -3,7 +3,7 @@
 Text encoder and denoiser learn together on the trained objects in the eight known styles: epsilon prediction, SD's
 scaled-linear schedule. The autoencoder's latents are computed once.
 
-Three runs, each from the averaged weights of the one before:
+Four runs, each from the averaged weights of the one before:
 
 1. pictures drawn independently, min-SNR weighting (Hang et al., 2023, gamma 5). It ends with objects that are right and
    vendors that are drawn too alike: what a vendor changes is small beside the noise of a batch.
@@ -12,6 +12,7 @@ Three runs, each from the averaged weights of the one before:
 3. the same batches, with strong noise drawn more often and an error in the *picture* counting at every time. A vendor's
    colours and outlines are settled in the first sampling steps, where an error of the noise, however small, is a large
    one of the picture, and where min-SNR all but ignores it.
+4. the same once more, from a lower rate: the third run was still learning where it ended.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ DrawTimes = Callable[[int, torch.Generator], Tensor]
 UNCONDITIONAL = 0.1
 SNR_CAP = 5.0
 PICTURE_FLOOR = 0.5
-HANDS = 4  # vendors that draw the same object in a batch of the second and third run
+HANDS = 4  # vendors that draw the same object in a batch of all runs but the first
 STUDY_WEIGHT = 1.5  # the concepts of the published studies are drawn more often: what is shown must be drawn well
 
 
@@ -223,7 +224,7 @@ class Lesson:
         return self._hands(self.of_noise.times, self.of_noise.weight, generator)
 
     def pictures(self, _: int, generator: torch.Generator) -> Tensor:
-        """The third run's loss."""
+        """The third and fourth runs' loss."""
         return self._hands(self.of_pictures.spread_times, self.of_pictures.weight, generator)
 
     def pipeline(self):
@@ -256,7 +257,7 @@ class Lesson:
 def train(
     work: Path,
     *,
-    steps: tuple[int, int, int] = (8200, 3600, 9500),
+    steps: tuple[int, int, int, int] = (8200, 3600, 9500, 3000),
     batch: int = 32,
     seed: int = 4,
     limit: int | None = None,
@@ -281,6 +282,7 @@ def train(
         (out, lesson.independent, plan(steps=steps[0], rate=6e-4, warmup=200, seed=seed, decay=0.35)),
         (out / "hands", lesson.hands, plan(steps=steps[1], rate=5e-4, seed=seed + 1)),
         (out / "pictures", lesson.pictures, plan(steps=steps[2], rate=5e-4, warmup=50, seed=seed + 7, decay=1.0)),
+        (out / "again", lesson.pictures, plan(steps=steps[3], rate=4e-4, warmup=50, seed=seed + 8, decay=1.0)),
     )
     for folder, loss, schedule in runs:
         run = training.Run({"unet": lesson.unet, "text_encoder": lesson.text_encoder}, schedule, folder)
@@ -292,4 +294,4 @@ def train(
 if __name__ == "__main__":
     import sys
 
-    train(Path(sys.argv[1]), steps=(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+    train(Path(sys.argv[1]), steps=tuple(map(int, sys.argv[2:6])))

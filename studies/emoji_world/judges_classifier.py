@@ -46,7 +46,7 @@ RESOLUTIONS = ((0.75, 32), (0.9, 48), (1.0, 64))
 # for most of the run left it at 85%, on pictures that it had seen as on others: it saw too little at a time.
 STYLE_PIECES, STYLE_PIECE = 0.6, 48
 # The share of its pictures that the style judge sees as the autoencoder renders them.
-DECODED = 0.5
+DECODED = 0.8
 
 
 def resnet(size: Size, classes: list[str]) -> nn.Module:
