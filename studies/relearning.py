@@ -50,11 +50,8 @@ def study(title: str, concepts: tuple[str, ...], eraser: Uce, attack: Lora, teac
         concepts=concepts,
         eraser=eraser,
         attack=attack,
-        defences={"imma": IMMA},
-        baselines={
-            "ascent": AscentOnly(steps=IMMA.steps // 2, lr=IMMA.outer_lr),
-            "noise": RandomPerturbation(like="imma"),
-        },
+        defences={"imma": IMMA, "ascent": AscentOnly(steps=IMMA.steps // 2, lr=IMMA.outer_lr)},
+        baselines={"noise": RandomPerturbation(like="imma")},
         benign=(HARMLESS,),
         benign_attack=LORA_OF_THE_UNSEEN,
         at=tuple(math.ceil(attack.steps / part) for part in (8, 4, 2, 1)),
