@@ -215,7 +215,7 @@ def main() -> None:
     first = folders_in(folders[0])[0]
     lines = " \\\n    ".join(str(kept(folder)) for folder in folders)
     head = HEAD.format(records=RECORDS, first=kept(first), folders=lines, legend=LEGEND)
-    control = [LEARNING.format(table=found)] if (found := learning.table()) else []
+    control = [LEARNING.format(table=found)] if (found := learning.table(_present_world())) else []
     (ROOT / "docs" / "results.md").write_text("\n".join([head, *map(section, folders), *control]), encoding="utf-8")
     block = readme(RecordFolder(first).read(), place(first).parts[0])
     for folder in folders:
