@@ -7,19 +7,18 @@ The same command in a second process shares the work; killed, it goes on where i
 
 Erased with UCE, an object towards a house and a style towards another. The attacker has 20 pictures that the base model
 drew, as in the paper (there 20 as well), and 60 steps of LoRA; of a style 20 of the artist's own, and 120 steps at
-twice the rate. IMMA is made against that attack on 20 other pictures. Beside it: ascent without an attacker inside, with
-as many outer steps at the same rate, and a random change of the same norm, layer by layer. A harmless subject, which
-the model never saw and which therefore takes a longer attack, is taught without a defence and with each.
+twice the rate. IMMA is made against that attack on 20 other pictures. Beside it: ascent without an attacker inside,
+with as many outer steps at the same rate, and a random change of the same norm, layer by layer. A harmless subject,
+which the model never saw and which therefore takes a longer attack, is taught without a defence and with each.
 
 What it showed (by CLIP's part). Objects: erased, none of ten is seen any more, and the attack brings back 96%. After
 IMMA the attacker's pictures are 28% less like the object over the looks at the attack (MSGR), 25% at its end, where the
-classifier sees 31%; six of ten are not back then. A gap of 14% is there before the attack begins, and not all of it:
-rest is not: the attack adds to the immunized model 58% of what it adds to the undefended one. Other objects lose
-nothing. But ascent without an attacker inside does more, 42%, 33% at the end and 15% seen, at no higher price: others
-lose 0.8 points (−0.8 to 2.7), and the harmless subject is learned as it is without (−2.4%, −5.5 to 0.0; with IMMA
-−3.1%, so a little faster). More of it is there beforehand (30%), and learning is slowed less (75%). In this world, then,
-the attacker inside makes the change a smaller one and learning slower, and is not what protects most. A random change
-of the same size does nothing.
+classifier sees 31%; six of ten are not back then. A gap of 14% is there before the attack begins, and that is not all:
+the attack adds to the immunized model 58% of what it adds to the undefended one. Other objects lose nothing. But ascent
+without an attacker inside does more, 42%, 33% at the end and 15% seen, at no higher price: others lose 0.8 points (−0.8
+to 2.7), and the harmless subject is learned as it is without (−2.4%, −5.5 to 0.0; with IMMA −3.1%, so a little faster).
+More of it is there beforehand (30%), and learning is slowed less (75%). In this world, then, the attacker inside makes
+for slower learning, and is not what protects most. A random change of the same size does nothing.
 """
 
 import math
