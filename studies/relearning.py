@@ -19,6 +19,9 @@ without an attacker inside does more, 42%, 33% at the end and 15% seen, at no hi
 to 2.7), and the harmless subject is learned as it is without (−2.4%, −5.5 to 0.0; with IMMA −3.1%, so a little faster).
 More of it is there beforehand (30%), and learning is slowed less (75%). In this world, then, the attacker inside makes
 for slower learning, and is not what protects most. A random change of the same size does nothing.
+
+Styles: void for two of them. The attack brings back 67% of what the base model draws in 96%, so it is too weak to say
+anything of a defence (`attack-failed`), and CLIP's part hardly tells an erased style from one that is there.
 """
 
 import math
