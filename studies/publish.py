@@ -76,9 +76,8 @@ def readme(records: Records, study: str) -> str:
         "(`studies/erased_again.py` compares that with a second erasure). *Clear of zero*: of so many concepts the "
         "interval of every similarity is. *Others lose*: points of the classifier's accuracy on other concepts. "
         "*Harmless SGR*: the same gap for something unrelated that the model is taught, by a longer attack; it should "
-        "be zero. *Void*: a flag says that the figure means something else, here that the model draws other things no "
-        "more either. Each concept, with its failures and flags, and the other studies: "
-        "[docs/results.md](docs/results.md).\n"
+        "be zero. *Void*, where a table says so: the figure means something else. Each concept, with its failures and "
+        "flags, and the other studies: [docs/results.md](docs/results.md).\n"
     )
 
 

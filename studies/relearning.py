@@ -20,8 +20,9 @@ to 2.7), and the harmless subject is learned as it is without (−2.4%, −5.5 t
 More of it is there beforehand (30%), and learning is slowed less (75%). In this world, then, the attacker inside makes
 for slower learning, and is not what protects most. A random change of the same size does nothing.
 
-Styles: void for two of them. The attack brings back 67% of what the base model draws in 96%, so it is too weak to say
-anything of a defence (`attack-failed`), and CLIP's part hardly tells an erased style from one that is there.
+Styles: openmoji, in no picture once erased, is back in all after the attack and in 96% of them in spite of IMMA, which
+takes 4% by CLIP's part (2.3 to 5.4) and hinders no learning; ascent takes 5% and ruins other styles (22 points). The
+two others are void: the attack brings back 67% of what is there in 96%, too weak to say anything of a defence.
 """
 
 import math
