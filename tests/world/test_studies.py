@@ -87,8 +87,11 @@ def test_what_was_learned_is_measured_from_never_seen_to_real(publishing, tmp_pa
         "koala": {"curve": {0: low, 10: high}, "real": real, "lessons": 4},
         "anchor": {"curve": {0: low, 10: low}, "real": real, "lessons": 4},
     }
-    learned = {"attack": "dreambooth-lora", "config": {"steps": 10, "lr": 1e-3}, "objects": objects}
+    learned = {"attack": "dreambooth-lora", "config": {"steps": 10, "lr": 1e-3}, "base_hash": "a", "objects": objects}
     (tmp_path / "dreambooth-lora.json").write_text(json.dumps(learned))
-    row = publishing("learning").table(tmp_path).splitlines()[-1]
+    table = publishing("learning").table
+    row = table("a", tmp_path).splitlines()[-1]
     assert row == "| dreambooth-lora, 10 steps at 0.001 | 30% | 0% | 0% | 0% | 1, 0, 0 of 2 |"
-    assert publishing("learning").table(tmp_path / "nothing") == ""
+    assert "at 0.001 † | 30%" in table("b", tmp_path)
+    assert "an earlier version" in table("b", tmp_path)
+    assert table("a", tmp_path / "nothing") == ""

@@ -22,7 +22,7 @@ def publish(monkeypatch, tmp_path):
         (tmp_path / "studies" / f"{name}.py").touch()
     (tmp_path / "README.md").write_text("<!-- results -->\n<!-- end of results -->\n")
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module.learning, "table", lambda: "")
+    monkeypatch.setattr(module.learning, "table", lambda _present: "")
 
     def run(*folders):
         monkeypatch.setattr(sys, "argv", ["publish.py", *map(str, folders)])
