@@ -26,8 +26,8 @@ STYLES = tuple(each.name for each in WORLD.concepts("style", "trained"))
 
 # A quarter of the objects, evenly spread, and the concept's neighbours stand for all that is to be kept. With every
 # object preserved the closed form has more constraints than features (256), and leaves most of a concept where it was.
-# An object becomes a house: towards nothing, a fifth of the pictures of it still show it. Of the anchors tried (house,
-# package, bell), by what the erased models draw and before any attack, this one keeps most of the other objects.
+# An object becomes a house: towards nothing, too many pictures of it still show it. Chosen by what erased models draw,
+# before any attack.
 ERASE_AN_OBJECT = Uce(anchor=("house",), preserve=spread_over(OBJECTS, 50))
 # A style becomes another one: what is left without a style is taken for one of the eight too often to be below 10%.
 ERASE_A_STYLE = {

@@ -74,7 +74,7 @@ def demo_study(concept: str, *, budget: Budget | None = None, bench: WorldBench 
 
 
 def _instead(world: World, concept: str) -> str:
-    """What it becomes: a house, or another of its kind. Towards nothing, church is still in a third of its pictures."""
+    """What it becomes: a house, or another of its kind. Towards nothing, church is still in some of its pictures."""
     others = _others(world, concept, 2**31)
     return "house" if "house" in others else others[0]
 
